@@ -1,0 +1,60 @@
+"""`shoal`: registers the commands and turns errors into text and exit codes. Importing it must stay cheap."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+
+import typer
+
+import shoal
+from shoal.errors import ShoalError
+
+app = typer.Typer(
+    name="shoal",
+    help="A DeepSeek-class language-model stack that people can afford: train, adapt, run and chat.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"shoal {shoal.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show it and exit."),
+) -> None:
+    pass
+
+
+def run() -> None:
+    """The console script: exit 0 done, 1 failed, 2 wrong use, 130 interrupted; a closed pipe is no error."""
+    try:
+        app()
+    except ShoalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in shoal; please report the lines above", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""What a run or an answer costs: meter, receipt, hardware prices."""

@@ -1,0 +1,1 @@
+"""Data: tokenizer, chat protocol, sources, packing, the generated world."""

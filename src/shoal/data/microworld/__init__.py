@@ -1,0 +1,1 @@
+"""A seeded, endless generator of a small English and Japanese world."""

@@ -1,0 +1,1 @@
+"""Inference: scheduler, cache blocks, sampling, streaming, runners."""

@@ -1,0 +1,1 @@
+"""Judging checkpoints: generated tasks with exact answers, intervals, model cards."""

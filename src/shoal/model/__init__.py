@@ -1,0 +1,1 @@
+"""The network: config, counts, attention, MoE, MTP, checkpoints."""

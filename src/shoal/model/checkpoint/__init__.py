@@ -1,0 +1,1 @@
+"""Checkpoints on disk: safetensors, GGUF, FP8 blocks, hub names."""

@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI / DeepSeek API, the chat page and its store."""

@@ -1,0 +1,1 @@
+"""Training: one loop for pre-training and SFT, optimisers, resumable state, reports."""
