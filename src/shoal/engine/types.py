@@ -1,7 +1,7 @@
 """What goes into the engine and what comes out: requests, sampling parameters, events. No torch, no numpy.
 
-A request gives a stream of events in this order: any number of `Queued` and `PromptProgress`, one `PromptLogprobs` if it
-was asked for, any number of `Delta`, and exactly one `Finished`, always the last.
+A request gives a stream of events in this order: any number of `Queued` and `PromptProgress`, one `PromptLogprobs`
+if it was asked for, any number of `Delta`, and exactly one `Finished`, always the last.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
-# Called before a token is chosen with the tokens of the answer so far and the logits [V] (float32, a copy), which it
-# changes in place: a forbidden token gets -inf. Grammars and thinking budgets are such hooks.
+# Called before a token is chosen with the tokens of the answer so far and the logits [V] (a copy), which it changes
+# in place: a forbidden token gets -inf. Grammars and thinking budgets are such hooks.
 LogitsHook = Callable[[Sequence[int], "np.ndarray[Any, Any]"], None]
 
 
@@ -52,7 +52,7 @@ class InvalidRequest(ShoalError):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. Applied in the order: penalties, logit_bias, temperature, top_k, top_p, min_p."""
+    """How the next token is chosen, in the order penalties, logit_bias, temperature, top_k, top_p, min_p."""
 
     temperature: float = 1.0
     """0 (and anything below 1e-5) takes the likeliest token; of equal ones the lowest id."""
@@ -63,7 +63,7 @@ class SamplingParams:
     min_p: float = 0.0
     """Drop tokens less likely than this times the likeliest."""
     repetition_penalty: float = 1.0
-    """Logits of tokens of the prompt and the answer are divided by it (multiplied where negative). CTRL, 1909.05858."""
+    """Logits of the tokens of prompt and answer are divided by it, multiplied where negative (arXiv 1909.05858)."""
     presence_penalty: float = 0.0
     """Subtracted once from the logit of each token of the answer so far."""
     frequency_penalty: float = 0.0
@@ -79,12 +79,12 @@ class SamplingParams:
     ignore_eos: bool = False
     """The end-of-text token does not end the answer (for measurements)."""
     max_tokens: int | None = None
-    """Longest answer in tokens; None, or more than the context leaves: what the context leaves. 0 only reads the prompt."""
+    """Longest answer in tokens; None, or more than the context leaves: what it leaves. 0 only reads the prompt."""
     min_tokens: int = 0
     """Before that many tokens nothing but max_tokens ends the answer."""
     logprobs: int | None = None
-    """Not None: log-probabilities of the chosen token and of that many likeliest ones, from the model's own logits
-    (before penalties, bias and temperature)."""
+    """Not None: log-probabilities of the chosen token and of that many likeliest ones, from the model's own
+    logits (before penalties, bias and temperature)."""
     prompt_logprobs: int | None = None
     """The same for each token of the prompt, as one `PromptLogprobs` event."""
 
@@ -105,8 +105,8 @@ class Request:
 
 @dataclass
 class Piece:
-    """One sampled token and the text that became certain with it ("" while a character is incomplete, for the token
-    that ended the answer, and behind a stop string). Every sampled token gives exactly one piece."""
+    """One sampled token and the text that became certain with it ("" while a character is incomplete, for the
+    token that ended the answer, and behind a stop string). Every sampled token gives exactly one piece."""
 
     token_id: int
     text: str
@@ -148,7 +148,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class PromptProgress:
-    """`processed` of `total` prompt tokens are read, `cached` of them came from a cache, `seconds` since it began."""
+    """`processed` of `total` prompt tokens are read in `seconds`; `cached` of them came from a cache."""
 
     processed: int
     total: int
