@@ -1,0 +1,143 @@
+"""What this machine reaches: matrix products per dtype and memory reads, measured once and cached.
+
+Every choice of dtype, every utilisation and every "share of the limit" in Shoal rests on these two numbers
+(a roofline: FLOP/s and bytes/s), because data sheets do not say what two shared cores give today.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.files import atomic_write_text, shoal_home
+
+if TYPE_CHECKING:
+    import torch
+
+_SHAPE = (1024, 1024, 1024)  # rows, inner, columns of the product that is timed
+_READ_BYTES = 256 * 2**20  # far above any cache of a small machine
+_SECONDS = 0.25  # spent on each figure
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measured peaks of one device.
+
+    gemm_flops_per_second: dtype name ("float32", "bfloat16") -> FLOP/s of a 1024-cubed product.
+    read_bytes_per_second: bytes/s of summing a large fp32 array.
+    """
+
+    device: str
+    threads: int
+    gemm_flops_per_second: dict[str, float]
+    read_bytes_per_second: float
+    measured_at: str
+
+    @property
+    def best_dtype(self) -> str:
+        """The faster of float32 and bfloat16; bfloat16 must win clearly (1.2 times) to be worth its precision."""
+        fp32 = self.gemm_flops_per_second["float32"]
+        return "bfloat16" if self.gemm_flops_per_second.get("bfloat16", 0.0) > 1.2 * fp32 else "float32"
+
+
+def cpu_name() -> str:
+    """The processor's own name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def device_name(device: str = "cpu") -> str:
+    """A name for receipts: the processor's, or the accelerator's for "cuda" (with or without index) and "mps"."""
+    if device == "cpu":
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{cpu_name()} ({device})"
+
+
+def _best_seconds(device: torch.device, work: object) -> float:
+    """The shortest of the repeats that fit in the time: other processes only ever add."""
+    import torch
+
+    def run() -> float:
+        start = time.perf_counter()
+        work()  # type: ignore[operator]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter() - start
+
+    run()  # first touch, thread start, library choice
+    best, stop = run(), time.perf_counter() + _SECONDS
+    while time.perf_counter() < stop:
+        best = min(best, run())
+    return best
+
+
+def measure(device: str = "cpu") -> Probe:
+    """Measure now (about a second). Uses the threads that torch has."""
+    import torch
+
+    target = torch.device(device)
+    rows, inner, columns = _SHAPE
+    gemm: dict[str, float] = {}
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            # A machine without bf16 units is 100 times slower at it: a thin slice tells that without the wait.
+            trial = torch.ones(16, inner, dtype=dtype, device=target)
+            right = torch.ones(inner, columns, dtype=dtype, device=target)
+            start = time.perf_counter()
+            trial @ right
+            thin = 2 * 16 * inner * columns / (time.perf_counter() - start)
+            name = str(dtype).removeprefix("torch.")
+            if gemm and thin < gemm["float32"] / 20:
+                gemm[name] = thin
+                continue
+            left = torch.ones(rows, inner, dtype=dtype, device=target)
+            seconds = _best_seconds(target, lambda left=left, right=right: left @ right)
+            gemm[name] = 2 * rows * inner * columns / seconds
+        numbers = torch.ones(_READ_BYTES // 4, device=target)
+        read = _READ_BYTES / _best_seconds(target, numbers.sum)
+    return Probe(
+        device=device_name(device),
+        threads=torch.get_num_threads() if target.type == "cpu" else 0,
+        gemm_flops_per_second=gemm,
+        read_bytes_per_second=read,
+        measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def probe(device: str = "cpu", *, fresh: bool = False) -> Probe:
+    """The cached measurement of this device, thread count and torch version (in `$SHOAL_HOME/probe.json`).
+
+    `fresh` measures again. A cache that cannot be read or written is no error: the figures are then measured.
+    """
+    import torch
+
+    threads = torch.get_num_threads() if device == "cpu" else 0
+    key = f"{device_name(device)} | {threads} threads of {os.cpu_count()} | torch {torch.__version__}"
+    path = shoal_home() / "probe.json"
+    try:
+        cache = json.loads(path.read_text())
+        if not fresh:
+            return Probe(**cache[key])
+    except (OSError, ValueError, KeyError, TypeError):
+        cache = {}
+    result = measure(device)
+    if isinstance(cache, dict):
+        try:
+            atomic_write_text(path, json.dumps({**cache, key: asdict(result)}, indent=1))
+        except Exception:  # a read-only home must not stop a run
+            return result
+    return result
