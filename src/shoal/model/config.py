@@ -164,7 +164,7 @@ class ModelConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Read the contents of a `config.json`.
 
-        Old and new spellings are accepted, known harmless keys pass, unknown ones are logged as warnings; a key
+        Old and new spellings are accepted, harmless keys pass, unknown ones are logged as warnings; a key
         that changes the arithmetic and is not supported raises ShoalError.
         """
         model_type = values.get("model_type")
