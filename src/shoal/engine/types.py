@@ -1,7 +1,7 @@
 """What goes into the engine and what comes out: requests, sampling parameters, events. No torch, no numpy.
 
-A request gives a stream of events in this order: any number of `Queued` and `PromptProgress`, one `PromptLogprobs`
-if it was asked for, any number of `Delta`, and exactly one `Finished`, always the last.
+A request gives a stream of events in this order: any number of `Queued` and `PromptProgress`, one
+`PromptLogprobs` if it was asked for, any number of `Delta`, and exactly one `Finished`, always the last.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
-# Called before a token is chosen with the tokens of the answer so far and the logits [V] (a copy), which it changes
-# in place: a forbidden token gets -inf. Grammars and thinking budgets are such hooks.
+# Called before a token is chosen with the tokens of the answer so far and the logits [V] (a copy), which it
+# changes in place: a forbidden token gets -inf. Grammars and thinking budgets are such hooks.
 LogitsHook = Callable[[Sequence[int], "np.ndarray[Any, Any]"], None]
 
 
@@ -63,7 +63,7 @@ class SamplingParams:
     min_p: float = 0.0
     """Drop tokens less likely than this times the likeliest."""
     repetition_penalty: float = 1.0
-    """Logits of the tokens of prompt and answer are divided by it, multiplied where negative (arXiv 1909.05858)."""
+    """Logits of tokens of prompt and answer are divided by it (negative: multiplied), arXiv 1909.05858."""
     presence_penalty: float = 0.0
     """Subtracted once from the logit of each token of the answer so far."""
     frequency_penalty: float = 0.0
@@ -79,7 +79,7 @@ class SamplingParams:
     ignore_eos: bool = False
     """The end-of-text token does not end the answer (for measurements)."""
     max_tokens: int | None = None
-    """Longest answer in tokens; None, or more than the context leaves: what it leaves. 0 only reads the prompt."""
+    """Longest answer in tokens; None or too many: what the context leaves. 0 only reads the prompt."""
     min_tokens: int = 0
     """Before that many tokens nothing but max_tokens ends the answer."""
     logprobs: int | None = None

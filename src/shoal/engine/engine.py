@@ -1,0 +1,395 @@
+"""The engine: one thread that repeats schedule, run, postprocess, and a handle for each request. No torch here."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.data.tokenizer import Tokenizer
+from shoal.engine import scheduler as scheduling
+from shoal.engine.cache import BlockPool
+from shoal.engine.detokenize import Detokenizer
+from shoal.engine.handle import Handle
+from shoal.engine.runner import Chunk, Runner
+from shoal.engine.sampling import Sampler, log_softmax, top_logprobs
+from shoal.engine.scheduler import Scheduler, Share
+from shoal.engine.types import (
+    ContextLengthExceeded,
+    Delta,
+    Finished,
+    FinishReason,
+    InvalidRequest,
+    Piece,
+    PromptLogprobs,
+    PromptProgress,
+    Queued,
+    QueueFull,
+    Request,
+    Stats,
+    Timings,
+    Usage,
+)
+from shoal.errors import ShoalError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Active:
+    """A request in the engine: its tokens, its sampling and text state, its clock."""
+
+    request: Request
+    handle: Handle
+    sequence: scheduling.Sequence
+    sampler: Sampler
+    detokenizer: Detokenizer
+    end_ids: frozenset[int]
+    limit: int
+    """Tokens the answer may have."""
+    submitted: float
+    started: float | None = None
+    first_token: float | None = None
+    position: int | None = None
+    """The last place in the queue that was told."""
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+    prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)
+
+    @property
+    def answered(self) -> int:
+        return len(self.sequence.token_ids) - self.sequence.prompt_tokens
+
+
+class Engine:
+    """Serves many requests at once with one runner.
+
+    `max_model_len` is the context (prompt and answer together; default: what the network and the cache hold),
+    `max_num_seqs` how many run at once, `max_num_batched_tokens` the tokens of a step, `max_waiting` how many may
+    queue. A fault inside one request ends that request with an error; a fault outside ends those in flight, and the
+    engine begins anew.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 8,
+        max_num_batched_tokens: int | None = None,
+        max_waiting: int = 256,
+        eos_ids: Sequence[int] | None = None,
+    ):
+        self.runner, self.tokenizer = runner, tokenizer
+        holds = min(runner.max_positions, runner.cache_blocks * runner.block_size)
+        self.max_model_len = min(max_model_len or holds, holds)
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens or runner.prefill_chunk
+        self.max_waiting = max_waiting
+        self._eos_ids = frozenset(tokenizer.eos_ids if eos_ids is None else eos_ids)
+        self._inbox: deque[_Active] = deque()
+        self._jobs: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._active: dict[scheduling.Sequence, _Active] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._stirred = False  # something to look at: a request, a cancellation, a job, the end
+        self._steps = self._prompt_tokens = self._completion_tokens = self._restarts = 0
+        self._finished: Counter[str] = Counter()
+        self._scheduler = self._new_scheduler()
+        self._thread = threading.Thread(target=self._live, name="shoal-engine", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # a daemon thread inside a kernel must not meet a dying interpreter
+
+    # ---- from any thread
+
+    def submit(self, request: Request) -> Handle:
+        """Queue a request. Raises ContextLengthExceeded, QueueFull or InvalidRequest; whatever happens later is an
+        event."""
+        handle = Handle(request, self._stir)
+        active = self._admit(request, handle)
+        with self._changed:
+            if self._closing:
+                raise ShoalError("the engine is closed", hint="Load the model again.")
+            waiting = len(self._inbox) + len(self._scheduler.waiting)
+            if waiting >= self.max_waiting:
+                raise QueueFull(waiting)
+            self._inbox.append(active)
+        self._stir()
+        return handle
+
+    def stats(self) -> Stats:
+        """Counts of this moment; cheap, from any thread."""
+        pool = self._scheduler.pool
+        return Stats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting) + len(self._inbox),
+            cache_blocks=pool.count,
+            cache_blocks_free=pool.free,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            preemptions=self._scheduler.preemptions,
+            finished=dict(self._finished),
+            restarts=self._restarts,
+        )
+
+    def refresh_weights(self, tensors: Mapping[str, Any]) -> None:
+        """New weights in place, between two steps; returns when they are there. Running answers go on with them, what
+        they had in the cache is computed again."""
+
+        def refresh() -> None:
+            self.runner.refresh_weights(tensors)
+            for sequence in reversed(list(self._scheduler.running)):
+                self._scheduler.preempt(sequence)
+
+        done: Future[None] = Future()
+        with self._changed:
+            if self._closing:
+                raise ShoalError("the engine is closed", hint="Load the model again.")
+            self._jobs.append((refresh, done))
+        self._stir()
+        done.result()
+
+    def close(self) -> None:
+        """End all requests (reason "cancelled") and give the runner's memory back. May be called twice."""
+        with self._changed:
+            first, self._closing = not self._closing, True
+        self._stir()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        if first:
+            atexit.unregister(self.close)
+            self.runner.close()
+
+    def _stir(self) -> None:
+        with self._changed:
+            self._stirred = True
+            self._changed.notify_all()
+
+    def _admit(self, request: Request, handle: Handle) -> _Active:
+        """Everything about a request that can be wrong shows here, in the caller's thread."""
+        prompt, params = [int(i) for i in request.prompt_ids], request.params
+        if request.adapter is not None:
+            raise InvalidRequest(
+                "adapter", f"adapter {request.adapter!r} is not loaded: this engine has none"
+            )
+        if not prompt:
+            raise InvalidRequest("prompt", "the prompt is empty: there is nothing to continue")
+        if min(prompt) < 0 or max(prompt) >= self.runner.vocab_size:
+            raise InvalidRequest("prompt", f"token ids must lie in 0 .. {self.runner.vocab_size - 1}")
+        if len(prompt) > self.max_model_len:
+            raise ContextLengthExceeded(len(prompt), self.max_model_len)
+        room = self.max_model_len - len(prompt)
+        end_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids)
+        return _Active(
+            request=request,
+            handle=handle,
+            sequence=scheduling.Sequence(prompt, len(prompt)),
+            sampler=Sampler(
+                params, prompt_ids=prompt, vocab_size=self.runner.vocab_size, end_ids=sorted(end_ids)
+            ),
+            detokenizer=Detokenizer(self.tokenizer, params.stop, min_tokens=params.min_tokens),
+            end_ids=end_ids,
+            limit=room if params.max_tokens is None else max(0, min(params.max_tokens, room)),
+            submitted=time.monotonic(),
+        )
+
+    # ---- the engine's own thread
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(
+            BlockPool(self.runner.cache_blocks, self.runner.block_size),
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+        )
+
+    def _live(self) -> None:
+        """The supervisor: steps until closed; a fault that no request owns ends those in flight, nothing else."""
+        while not self._closing:
+            with self._changed:
+                while not (self._stirred or self._scheduler.running or self._scheduler.waiting):
+                    self._changed.wait()
+                self._stirred = False
+            try:
+                self._step()
+            except Exception as error:
+                log.exception("the engine starts anew after a fault in a step")
+                self._start_anew(error)
+        self._take_inbox()
+        for active in list(self._active.values()):
+            self._finish(active, "cancelled")
+        self._do_jobs()
+
+    def _start_anew(self, error: Exception) -> None:
+        self._restarts += 1
+        self._scheduler = self._new_scheduler()
+        for active in list(self._active.values()):
+            active.sequence.block_table.clear()  # they were blocks of the pool that is gone
+            active.sequence.status = scheduling.SequenceStatus.FINISHED
+            self._finish(active, "error", error=error)
+
+    def _step(self) -> None:
+        self._do_jobs()
+        self._take_inbox()
+        for active in [active for active in self._active.values() if active.handle.cancelled]:
+            self._finish(active, "cancelled")
+        shares = self._scheduler.schedule()
+        self._tell_positions()
+        if not shares:
+            return
+        self._steps += 1
+        results = self._run(shares)
+        for share, result in zip(shares, results, strict=True):
+            active = self._active[share.sequence]
+            try:
+                if isinstance(result, Exception):
+                    raise result
+                self._advance(active, share, result)
+            except Exception as error:  # this request's own fault: the others go on
+                if not isinstance(error, ShoalError):
+                    log.exception("request %s failed", active.request.id)
+                self._finish(active, "error", error=error)
+
+    def _do_jobs(self) -> None:
+        while self._jobs:
+            job, done = self._jobs.popleft()
+            try:
+                job()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            active = self._inbox.popleft()
+            self._active[active.sequence] = active
+            self._scheduler.add(active.sequence)
+
+    def _tell_positions(self) -> None:
+        now = time.monotonic()
+        for position, sequence in enumerate(self._scheduler.waiting):
+            active = self._active[sequence]
+            if active.started is None and active.position != position:
+                active.position = position
+                active.handle.put(Queued(position))
+        for sequence in self._scheduler.running:
+            active = self._active[sequence]
+            if active.started is None:
+                active.started = now
+                active.handle.put(PromptProgress(0, sequence.prompt_tokens, 0, 0.0))
+
+    def _run(self, shares: Sequence[Share]) -> Sequence[NDArray[np.float32] | Exception]:
+        """The logits of each share. When a step fails, each share is tried alone, to find the one at fault."""
+        chunks = [self._chunk(share) for share in shares]
+        try:
+            return self.runner.run(chunks).logits
+        except Exception as error:
+            if len(chunks) == 1:
+                return [error]
+            log.warning("a step of %d requests failed (%s); trying each alone", len(chunks), error)
+        results: list[NDArray[np.float32] | Exception] = []
+        for chunk in chunks:
+            try:
+                results.extend(self.runner.run([chunk]).logits)
+            except Exception as error:
+                results.append(error)
+        return results
+
+    def _chunk(self, share: Share) -> Chunk:
+        sequence, active = share.sequence, self._active[share.sequence]
+        start, end = sequence.processed, sequence.processed + share.tokens
+        if active.request.params.prompt_logprobs is not None and active.answered == 0:
+            logits = share.tokens
+        else:
+            logits = int(share.completes and active.limit > 0)
+        blocks = self._scheduler.pool.blocks_for(end)
+        return Chunk(sequence.token_ids[start:end], start, sequence.block_table[:blocks], logits)
+
+    def _advance(self, active: _Active, share: Share, logits: NDArray[np.float32]) -> None:
+        """Postprocess: progress while the prompt is read, then a token."""
+        sequence, completes = active.sequence, share.completes
+        start = sequence.processed
+        sequence.processed += share.tokens
+        if active.answered == 0:
+            self._prompt_tokens += share.tokens
+            if active.request.params.prompt_logprobs is not None:
+                self._score_prompt(active, start, logits)
+            seconds = time.monotonic() - (active.started or active.submitted)
+            active.handle.put(PromptProgress(sequence.processed, sequence.prompt_tokens, 0, seconds))
+            if completes and active.request.params.prompt_logprobs is not None:
+                active.handle.put(PromptLogprobs(active.prompt_logprobs, active.prompt_top))
+        if not completes:
+            return
+        if active.limit == 0:
+            self._finish(active, "length")
+            return
+        sampled = active.sampler.sample(logits[-1], sequence.answer_ids, active.request.logits_hook)
+        if active.first_token is None:
+            active.first_token = time.monotonic()
+        sequence.token_ids.append(sampled.token_id)
+        self._completion_tokens += 1
+        piece = Piece(sampled.token_id, "", sampled.logprob, list(sampled.top))
+        self._emit(active, piece)
+
+    def _emit(self, active: _Active, piece: Piece) -> None:
+        """Hand out the text that became certain with a token, and end the answer where it ends."""
+        detokenizer = active.detokenizer
+        if piece.token_id in active.end_ids and active.answered > active.request.params.min_tokens:
+            self._put_pieces(active, detokenizer.push_end(piece))
+            self._finish(active, "stop", stop=piece.token_id)
+            return
+        self._put_pieces(active, detokenizer.push(piece))
+        if detokenizer.stop is not None:
+            self._finish(active, "stop", stop=detokenizer.stop)
+        elif active.answered >= active.limit:
+            self._finish(active, "length")
+
+    @staticmethod
+    def _put_pieces(active: _Active, pieces: list[Piece]) -> None:
+        if pieces:
+            active.handle.put(Delta(pieces))
+
+    def _score_prompt(self, active: _Active, start: int, logits: NDArray[np.float32]) -> None:
+        """Log-probabilities of the prompt's own tokens behind the positions of a chunk."""
+        prompt, count = active.request.prompt_ids, active.request.params.prompt_logprobs or 0
+        if start == 0:  # also after a preemption: begin again
+            active.prompt_logprobs, active.prompt_top = [None], [[]]
+        for row, token_id in zip(logits, prompt[start + 1 : start + 1 + len(logits)], strict=False):
+            logprobs = log_softmax(row)
+            active.prompt_logprobs.append(float(logprobs[token_id]))
+            active.prompt_top.append(list(top_logprobs(logprobs, count)))
+
+    def _finish(
+        self,
+        active: _Active,
+        reason: FinishReason,
+        *,
+        stop: str | int | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        """The one way out: blocks back, what was held back out, `Finished`."""
+        self._scheduler.remove(active.sequence)
+        del self._active[active.sequence]
+        self._finished[reason] += 1
+        self._put_pieces(active, active.detokenizer.finish())
+        now = time.monotonic()
+        started, first = active.started or now, active.first_token or now
+        timings = Timings(
+            queue_seconds=started - active.submitted,
+            prompt_seconds=first - started,
+            first_token_seconds=first - active.submitted,
+            decode_seconds=now - first,
+        )
+        usage = Usage(active.sequence.prompt_tokens, active.answered)
+        message = None if error is None else str(error) or type(error).__name__
+        active.handle.put(Finished(reason, usage, timings, message, stop))
