@@ -70,15 +70,9 @@ class Detokenizer:
         return self._release(len(self._pending))
 
     def push_end(self, piece: Piece) -> list[Piece]:
-        """The token that ended the answer has no text; what was held back comes out before it. Bytes that form no
-        character are really invalid now and become U+FFFD."""
-        tail = self._decoder.flush()
-        if self._pending:
-            self._pending[-1].text += tail
-        else:
-            piece.text = tail
+        """The token that ended the answer has no text; what was held back comes out before it."""
         self._pending.append(piece)
-        return self._release(len(self._pending))
+        return self.finish()
 
     def _release(self, count: int) -> list[Piece]:
         released, self._pending = self._pending[:count], self._pending[count:]

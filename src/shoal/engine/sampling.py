@@ -135,14 +135,14 @@ class Sampler:
 
     def _choose(self, scores: NDArray[Any]) -> int:
         params = self.params
-        if params.temperature < GREEDY_BELOW:
+        if not params.temperature >= GREEDY_BELOW:  # nan too
             best = int(np.argmax(scores))  # the first of equal ones: the lowest id
             if np.isfinite(scores[best]):
                 return best
             return int(np.argmax(_finite_scores(scores)))
         ids, probabilities = filtered(
             _finite_scores(scores),
-            temperature=params.temperature,
+            temperature=min(params.temperature, 1e30),
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,

@@ -1,0 +1,327 @@
+"""The reference runner: the network itself, on any device that torch has. The only file of this room with torch.
+
+Legend: T flat tokens of a step, B sequences that decode, L new and S cached tokens of a chunk, N heads, K key-value
+heads, H head dim, V value head dim, C latent, P rope dim, X = C + P.
+
+The cache is one tensor per layer with a row per position: keys and values for GQA, and for MLA exactly the latent and
+the rotated key, C + P numbers per token. A chunk's rows are used where they lie when its blocks are neighbours
+(`BlockPool` tries hard), else gathered. All decoding sequences attend in one padded call; chunks of prompts attend
+one by one, MLA in whichever of its two forms costs less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.engine.runner import Chunk, RunnerOutput
+from shoal.errors import ShoalError
+from shoal.model.config import ModelConfig
+from shoal.model.context import TokenContext
+from shoal.model.transformer import CausalLM
+from shoal.ops.attention import attention, mla_absorbed_cached, mla_expanded
+
+_COPY_BELOW = (
+    2048  # cache rows of one padded call for all decoding sequences; above, each attends where its rows lie
+)
+
+
+class Cache:
+    """Cache memory of all layers; untouched pages cost nothing (the memory is not initialised)."""
+
+    def __init__(
+        self, config: ModelConfig, positions: int, *, dtype: torch.dtype, device: torch.device | str
+    ):
+        layers = config.num_hidden_layers
+        if config.uses_mla:
+            assert config.kv_lora_rank is not None
+            shapes: list[tuple[int, ...]] = [(positions, config.kv_lora_rank + config.qk_rope_head_dim)]
+        else:
+            heads = config.num_key_value_heads or config.num_attention_heads
+            shapes = [(positions, heads, config.qk_head_dim)] * 2
+        self.layers = [
+            tuple(torch.empty(s, dtype=dtype, device=device) for s in shapes) for _ in range(layers)
+        ]
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(t.element_size() * t[0].numel() for layer in self.layers for t in layer)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where the cached tokens of one or more sequences lie: a slice (one sequence, in a stretch) or indices."""
+
+    place: slice | Tensor
+    batch: int
+
+    def of(self, cache: Tensor) -> Tensor:
+        """[positions, ...] -> [batch, S, ...]."""
+        if isinstance(self.place, slice):
+            return cache[self.place].unsqueeze(0)
+        return cache.index_select(0, self.place).unflatten(0, (self.batch, -1))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Queries that attend together: tokens first .. first + B * L - 1 of the step, as B rows of L."""
+
+    first: int
+    batch: int
+    length: int
+    rows: _Rows
+    cached: int
+    """S: positions in the longest of them, new ones included."""
+    mask: Tensor | None
+    """Added to the scores, broadcast to [B, 1, L, S]; None: everything is seen (or plain causal)."""
+    causal: bool
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.first, self.first + self.batch * self.length)
+
+
+class PagedContext(TokenContext):
+    """The chunks of one step over the cache."""
+
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        cache: Cache,
+        *,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        keep_routing: bool = False,
+    ):
+        self._cache, self._dtype, self._device = cache, dtype, device
+        self.routing: list[Tensor] | None = [] if keep_routing else None
+        slots = [_slots(chunk, block_size) for chunk in chunks]
+        positions = [np.arange(c.start, c.start + len(c.token_ids)) for c in chunks]
+        self.position_ids_T = self._ids(np.concatenate(positions))
+        new = np.concatenate([s[c.start :] for s, c in zip(slots, chunks, strict=True)])
+        self._new: Tensor | slice = _as_slice(new) or self._ids(new)
+        decodes = sum(len(chunk.token_ids) == 1 for chunk in chunks)  # they come first
+        self._groups = self._decode_groups(slots[:decodes])
+        first = decodes
+        for chunk, places in zip(chunks[decodes:], slots[decodes:], strict=True):
+            self._groups.append(self._prefill_group(first, chunk, places))
+            first += len(chunk.token_ids)
+
+    def _ids(self, values: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+    def _rows(self, places: NDArray[np.int64]) -> _Rows:
+        return _Rows(_as_slice(places) or self._ids(places), 1)
+
+    def _decode_groups(self, slots: list[NDArray[np.int64]]) -> list[_Group]:
+        """One padded group when that copies little; else a group for each sequence, on the spot."""
+        longest = max((len(places) for places in slots), default=0)
+        if len(slots) == 1 or longest * len(slots) > _COPY_BELOW:
+            return [
+                _Group(i, 1, 1, self._rows(places), len(places), None, False)
+                for i, places in enumerate(slots)
+            ]
+        if not slots:
+            return []
+        # Padding reads the sequence's own first position: memory nobody has written yet may hold nan.
+        padded = np.stack([np.pad(p, (0, longest - len(p)), constant_values=p[0]) for p in slots])
+        lengths = np.array([len(places) for places in slots])
+        mask = np.where(np.arange(longest) < lengths[:, None], 0.0, -np.inf)[:, None, None]
+        rows = _Rows(self._ids(padded.reshape(-1)), len(slots))
+        return [_Group(0, len(slots), 1, rows, longest, self._mask(mask), False)]
+
+    def _prefill_group(self, first: int, chunk: Chunk, places: NDArray[np.int64]) -> _Group:
+        mask = None
+        if chunk.start > 0:
+            queries = np.arange(chunk.start, len(places))[:, None]
+            mask = self._mask(np.where(np.arange(len(places)) <= queries, 0.0, -np.inf)[None, None])
+        rows = self._rows(places)
+        return _Group(first, 1, len(chunk.token_ids), rows, len(places), mask, mask is None)
+
+    def _mask(self, values: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(values).to(device=self._device, dtype=self._dtype)
+
+    def attend_gqa(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, scale: float) -> Tensor:
+        keys, values = self._cache.layers[layer]
+        self._write(keys, k_TKH)
+        self._write(values, v_TKH)
+        heads_per_kv = q_TNH.shape[1] // k_TKH.shape[1]
+        outs = []
+        for group in self._groups:
+            k, v, q = group.rows.of(keys), group.rows.of(values), q_TNH[group.tokens]
+            if (
+                group.length == 1
+            ):  # the heads of one key-value head are its queries: k and v are read once for all
+                q_BGKH = q.unflatten(1, (-1, heads_per_kv)).transpose(1, 2)
+                out = attention(q_BGKH, k, v, scale, mask=group.mask)
+                outs.append(out.transpose(1, 2).flatten(1, 2))
+            else:
+                out = attention(q[None], k, v, scale, mask=group.mask, causal=group.causal)
+                outs.append(out[0])
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def attend_mla(
+        self,
+        layer: int,
+        q_nope_TNH: Tensor,
+        q_rope_TNP: Tensor,
+        latent_TC: Tensor,
+        k_rope_TP: Tensor,
+        kv_b_weight: Tensor,
+        scale: float,
+    ) -> Tensor:
+        (cache,) = self._cache.layers[layer]
+        self._write(cache, torch.cat([latent_TC, k_rope_TP], -1))
+        latent, rope = latent_TC.shape[-1], k_rope_TP.shape[-1]
+        heads, nope = q_nope_TNH.shape[1:]
+        value = kv_b_weight.shape[0] // heads - nope
+        outs = []
+        for group in self._groups:
+            rows = (group.batch, group.length)
+            q_nope, q_rope = (q[group.tokens].unflatten(0, rows) for q in (q_nope_TNH, q_rope_TNP))
+            cached = group.rows.of(cache)
+            if absorbed_is_cheaper(
+                group.length, group.cached, nope=nope, rope=rope, value=value, latent=latent
+            ):
+                out = mla_absorbed_cached(
+                    q_nope, q_rope, cached, kv_b_weight, scale, mask=group.mask, causal=group.causal
+                )
+            else:
+                latent_BSC, k_rope_BSP = cached.split([latent, rope], -1)
+                out = mla_expanded(
+                    q_nope,
+                    q_rope,
+                    latent_BSC,
+                    k_rope_BSP,
+                    kv_b_weight,
+                    scale,
+                    mask=group.mask,
+                    causal=group.causal,
+                )
+            outs.append(out.flatten(0, 1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def routed(self, layer: int, expert_ids_TK: Tensor, scores_TE: Tensor) -> None:
+        if self.routing is not None:
+            self.routing.append(expert_ids_TK)
+
+    def _write(self, cache: Tensor, new: Tensor) -> None:
+        if isinstance(self._new, slice):
+            cache[self._new] = new
+        else:
+            cache.index_copy_(0, self._new, new)
+
+
+class TorchRunner:
+    """Runs a `CausalLM` for an engine; see `runner.Runner` for the contract.
+
+    `cache_positions` is how many tokens the cache holds for all sequences together.
+    """
+
+    def __init__(
+        self,
+        network: CausalLM,
+        *,
+        cache_positions: int,
+        block_size: int = 32,
+        prefill_chunk: int | None = None,
+    ):
+        self.network = network.eval().requires_grad_(False)
+        weight = network.model.embed_tokens.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.vocab_size = network.config.vocab_size
+        self.max_positions = network.config.max_position_embeddings
+        self.block_size = block_size
+        self.cache_blocks = max(1, cache_positions // block_size)
+        self.prefill_chunk = prefill_chunk or (256 if self.device.type == "cpu" else 2048)
+        self.cache = Cache(
+            network.config, self.cache_blocks * block_size, dtype=self.dtype, device=self.device
+        )
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[Chunk]) -> RunnerOutput:
+        for chunk in chunks:
+            if chunk.adapter is not None:
+                raise ShoalError(f"adapter {chunk.adapter!r} is unknown: this runner has none")
+        order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].token_ids) > 1)  # decodes first
+        ordered = [chunks[i] for i in order]
+        context = PagedContext(
+            ordered,
+            self.cache,
+            block_size=self.block_size,
+            dtype=self.dtype,
+            device=self.device,
+            keep_routing=any(chunk.routing for chunk in chunks),
+        )
+        ids = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in ordered])
+        hidden_TD = self.network(torch.from_numpy(ids).to(self.device), context)
+        ends = np.cumsum([len(chunk.token_ids) for chunk in ordered])
+        wanted = np.concatenate([np.arange(e - c.logits, e) for e, c in zip(ends, ordered, strict=True)])
+        if len(wanted) != len(ids):
+            hidden_TD = hidden_TD[torch.from_numpy(wanted).to(self.device)]
+        logits = _to_numpy(self.network.logits(hidden_TD)) if len(wanted) else np.empty((0, self.vocab_size))
+        output = RunnerOutput(logits=_split(logits, [chunk.logits for chunk in ordered], order))
+        if any(chunk.hidden for chunk in chunks):
+            parts = _split(_to_numpy(hidden_TD), [chunk.logits for chunk in ordered], order)
+            output.hidden.extend(p if c.hidden else None for p, c in zip(parts, chunks, strict=True))
+        if context.routing:
+            routing = torch.stack(context.routing, 1).to("cpu", torch.int32).numpy()
+            pieces = _split(routing, [len(chunk.token_ids) for chunk in ordered], order)
+            output.routing.extend(p if c.routing else None for p, c in zip(pieces, chunks, strict=True))
+        return output
+
+    @torch.inference_mode()
+    def refresh_weights(self, tensors: Mapping[str, Any]) -> None:
+        own = self.network.state_dict()
+        for name, value in tensors.items():
+            if name not in own or own[name].shape != torch.as_tensor(value).shape:
+                raise ShoalError(
+                    f"no weight {name!r} of that shape in this model", hint="Is it the same model?"
+                )
+        for name, value in tensors.items():
+            own[name].copy_(torch.as_tensor(value))
+
+    def close(self) -> None:
+        del self.cache, self.network
+
+
+def absorbed_is_cheaper(length: int, cached: int, *, nope: int, rope: int, value: int, latent: int) -> bool:
+    """Compares the multiplications of a head: expanding S latents and attending over narrow heads, or absorbing
+    L queries and attending over the latents themselves."""
+    expanded = cached * latent * (nope + value) + length * cached * (nope + rope + value)
+    absorbed = length * latent * (nope + value) + length * cached * (2 * latent + rope)
+    return absorbed < expanded
+
+
+def _slots(chunk: Chunk, block_size: int) -> NDArray[np.int64]:
+    """Cache rows of positions 0 .. end of a chunk."""
+    end = chunk.start + len(chunk.token_ids)
+    table = np.asarray(chunk.block_table, dtype=np.int64)
+    return (table[:, None] * block_size + np.arange(block_size)).reshape(-1)[:end]
+
+
+def _as_slice(places: NDArray[np.int64]) -> slice | None:
+    """The same places as a slice, where they are neighbours in order."""
+    first, last = int(places[0]), int(places[-1])
+    if last - first + 1 == len(places) and (len(places) < 3 or bool((np.diff(places) == 1).all())):
+        return slice(first, last + 1)
+    return None
+
+
+def _to_numpy(values: Tensor) -> NDArray[np.float32]:
+    return values.float().cpu().numpy()
+
+
+def _split(values: NDArray[Any], lengths: list[int], order: list[int]) -> list[NDArray[Any]]:
+    """Cut rows into parts of these lengths and put them back into the caller's order."""
+    parts: list[NDArray[Any]] = [values[:0]] * len(order)
+    for place, part in zip(order, np.split(values, np.cumsum(lengths)[:-1]), strict=True):
+        parts[place] = part
+    return parts
