@@ -82,7 +82,11 @@ def _gated(prefix: str, inner: int, width: int) -> dict[str, Shape]:
 
 
 def _moe(config: ModelConfig) -> dict[str, Shape]:
-    width, inner, experts = config.hidden_size, config.moe_intermediate_size or 0, config.n_routed_experts or 0
+    width, inner, experts = (
+        config.hidden_size,
+        config.moe_intermediate_size or 0,
+        config.n_routed_experts or 0,
+    )
     shapes: dict[str, Shape] = {
         "gate.weight": (experts, width),
         "experts.gate_proj": (experts, inner, width),
