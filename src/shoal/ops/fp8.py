@@ -51,7 +51,7 @@ def quantize_blocks(
 def dequantize_blocks(
     quantized_OI: Tensor, scale: Tensor, *, block: Sequence[int] = BLOCK, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """[O, I] in `dtype`; `scale` may be fp32, bf16 or e8m0. Raises ValueError naming both shapes if the grid is wrong."""
+    """[O, I] in `dtype`; `scale` may be fp32, bf16 or e8m0. Raises ValueError, with both shapes, for a wrong grid."""
     expected = scale_shape(quantized_OI.shape, block)
     if tuple(scale.shape) != expected:
         raise ValueError(

@@ -11,7 +11,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -265,12 +265,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class GgufEntry:
-    """A tensor to write, coded as `type`; `data()` yields its fp32 numbers when its turn comes."""
+    """A tensor to write, coded as `type`; `data()` yields its fp32 rows, in pieces, when its turn comes."""
 
     name: str
     type: str
     shape: tuple[int, ...]
-    data: Callable[[], np.ndarray[Any, Any]]
+    data: Callable[[], Iterable[np.ndarray[Any, Any]]]
 
     @property
     def nbytes(self) -> int:
@@ -289,7 +289,7 @@ def _text(value: str) -> bytes:
 
 
 def _value(value: Any) -> tuple[int, bytes]:
-    """(GGUF type, bytes). Whole numbers are uint32 alone and int32 in lists, other numbers fp32: llama.cpp's choices."""
+    """(GGUF type, bytes). Whole numbers: uint32 alone, int32 in lists; other numbers: fp32. llama.cpp's choices."""
     if isinstance(value, bool):
         return 7, struct.pack("<?", value)
     if isinstance(value, int):
@@ -311,12 +311,19 @@ def _value(value: Any) -> tuple[int, bytes]:
 
 
 def _coded(entry: GgufEntry) -> Iterator[np.ndarray[Any, Any]]:
-    """The tensor's bytes, a few rows at a time."""
-    data = np.ascontiguousarray(entry.data(), np.float32)
-    rows = data.reshape(-1, data.shape[-1])
-    step = max(1, _CHUNK_BYTES // (4 * rows.shape[-1]))
-    for at in range(0, len(rows), step):
-        yield gguf.quants.quantize(rows[at : at + step], GGMLQuantizationType[entry.type])
+    """The tensor's bytes, a few rows at a time. Raises ShoalError for numbers too large for fp16."""
+    kind = GGMLQuantizationType[entry.type]
+    for piece in entry.data():
+        rows = np.ascontiguousarray(piece, np.float32).reshape(-1, entry.shape[-1])
+        step = max(1, _CHUNK_BYTES // (4 * rows.shape[-1]))
+        for at in range(0, len(rows), step):
+            part = rows[at : at + step]
+            if entry.type == "F16" and part.size and np.abs(part).max() > np.finfo(np.float16).max:
+                raise ShoalError(
+                    f"tensor {entry.name} holds numbers too large for float16",
+                    hint="Use --dtype bfloat16 or float32.",
+                )
+            yield gguf.quants.quantize(part, kind)
 
 
 def write(
@@ -338,11 +345,11 @@ def write(
         head += struct.pack("<IQ", GGMLQuantizationType[entry.type].value, at)
         at += -(-entry.nbytes // ALIGNMENT) * ALIGNMENT
     file.write(head + b"\0" * (-len(head) % ALIGNMENT))
-    done = 0
+    done, total = 0, sum(entry.nbytes for entry in entries)
     for entry in entries:
         for chunk in _coded(entry):
-            file.write(memoryview(np.ascontiguousarray(chunk)).cast("B"))
+            file.write(np.ascontiguousarray(chunk).tobytes())
         file.write(b"\0" * (-entry.nbytes % ALIGNMENT))
         done += entry.nbytes
         if progress:
-            progress(done, sum(e.nbytes for e in entries))
+            progress(done, total)

@@ -158,7 +158,7 @@ def _split_kv_b(k_b: GgufTensor, v_b: GgufTensor, config: ModelConfig) -> Stored
 
 
 def to_gguf(parameter: str, data: Array, config: ModelConfig) -> list[tuple[str, Array]]:
-    """The (name, fp32 array) pairs to write for a parameter: rows permuted for llama, kv_b split as new files have it."""
+    """(name, fp32 array) pairs to write for a parameter: rows permuted for llama, kv_b split as new files have it."""
     name = gguf_name(parameter)
     if _is_rotated(parameter, config):
         return [(name, to_adjacent(data, _heads(parameter, config)))]
@@ -203,12 +203,11 @@ class _Keys:
 
 
 def config_from_gguf(file: GgufFile) -> ModelConfig:
-    """The configuration that a GGUF file describes. Raises ShoalError for an architecture that Shoal does not compute."""
+    """The configuration that a GGUF file describes. Raises ShoalError for what Shoal does not compute."""
     keys = _Keys(file)
     if keys.architecture not in ARCHITECTURES.values():
-        raise keys.refuse(
-            f"architecture {keys.architecture!r} is not supported (supported: {', '.join(sorted(set(ARCHITECTURES.values())))})"
-        )
+        known = ", ".join(sorted(set(ARCHITECTURES.values())))
+        raise keys.refuse(f"architecture {keys.architecture!r} is not supported (supported: {known})")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise keys.refuse("no token_embd.weight matrix")
@@ -340,7 +339,7 @@ def _llama3(keys: _Keys, divisors: Array) -> dict[str, Any] | None:
     """The llama3 scaling that makes these divisors: GGUF keeps only the result."""
     if np.all(divisors == 1):
         return None
-    probe = {
+    probe: dict[str, Any] = {
         "model_type": "llama",
         "vocab_size": 1,
         "hidden_size": 2 * divisors.size,

@@ -55,7 +55,7 @@ def resolve(spec: str | Path) -> Path:
     installed = ", ".join(entry.name for entry in registry.list_models())
     raise ShoalError(
         f"no model {str(spec)!r}: neither an installed model nor a file or folder",
-        hint=f"Installed: {installed or 'none'}. Otherwise give a folder, a .gguf file, or a hub name such as owner/model.",
+        hint=f"Installed: {installed or 'none'}. Or give a folder, a .gguf file, or a hub name such as owner/model.",
     )
 
 

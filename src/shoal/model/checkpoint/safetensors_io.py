@@ -250,8 +250,16 @@ class Entry:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def write_file(file: BinaryIO, entries: Iterable[Entry], metadata: Mapping[str, str] | None = None) -> None:
-    """Write one safetensors file. Widest dtypes come first, which keeps every tensor aligned."""
+def write_file(
+    file: BinaryIO,
+    entries: Iterable[Entry],
+    metadata: Mapping[str, str] | None = None,
+    written: Callable[[int], None] | None = None,
+) -> None:
+    """Write one safetensors file. Widest dtypes come first, which keeps every tensor aligned.
+
+    `written` is called with the size of each tensor that is done.
+    """
     ordered = sorted(entries, key=lambda e: (-DTYPES[e.dtype].itemsize, e.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
@@ -269,9 +277,17 @@ def write_file(file: BinaryIO, entries: Iterable[Entry], metadata: Mapping[str, 
         data = memoryview(entry.data()).cast("B")
         assert data.nbytes == entry.nbytes, entry.name
         file.write(data)
+        if written:
+            written(entry.nbytes)
 
 
-def write_folder(folder: Path, entries: Sequence[Entry], *, max_shard_bytes: int = 5_000_000_000) -> None:
+def write_folder(
+    folder: Path,
+    entries: Sequence[Entry],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Write `model.safetensors`, or shards with an index when the whole is larger than `max_shard_bytes`."""
     shards: list[list[Entry]] = [[]]
     filled = 0
@@ -281,12 +297,20 @@ def write_folder(folder: Path, entries: Sequence[Entry], *, max_shard_bytes: int
             filled = 0
         shards[-1].append(entry)
         filled += entry.nbytes
+    done, total = 0, sum(entry.nbytes for entry in entries)
+
+    def written(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress:
+            progress(done, total)
+
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= {entry.name: name for entry in shard}
         with open(folder / name, "wb") as file:
-            write_file(file, shard)
+            write_file(file, shard, written=written)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(entry.nbytes for entry in entries)}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

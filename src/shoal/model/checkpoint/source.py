@@ -1,4 +1,4 @@
-"""Where weights come from: a safetensors folder or a GGUF file, seen alike. Opening reads headers only and needs no torch.
+"""Where weights come from: a safetensors folder or a GGUF file, seen alike. Opening reads headers only, without torch.
 
 A source knows which parameters it can fill, checks them against the configuration before anything is allocated, and
 fills one tensor of the network at a time.
@@ -74,8 +74,8 @@ class Source(Protocol):
     def nbytes(self, parameter: str) -> int:
         """How many bytes of the file `fill` will read for a parameter."""
 
-    def fill(self, parameter: str, target: Tensor) -> None:
-        """Read a parameter into `target`, converting to its dtype."""
+    def fill(self, parameter: str, target: Tensor, expert: int | None = None) -> None:
+        """Read a parameter, or one expert of a stack, into `target`, converting to its dtype."""
 
 
 class SafetensorsSource:
@@ -131,11 +131,15 @@ class SafetensorsSource:
     def nbytes(self, parameter: str) -> int:
         return sum(info.nbytes for info in self._parts(parameter))
 
-    def fill(self, parameter: str, target: Tensor) -> None:
+    def fill(self, parameter: str, target: Tensor, expert: int | None = None) -> None:
         parts = self._parts(parameter)
-        whole = len(parts) == 1 and parts[0].name == parameter
-        for number, info in enumerate(parts):
-            self._fill_one(info, target if whole else target[number])
+        if expert is not None:
+            self._fill_one(parts[expert], target)
+        elif parts[0].name == parameter:
+            self._fill_one(parts[0], target)
+        else:
+            for number, info in enumerate(parts):
+                self._fill_one(info, target[number])
 
     def _fill_one(self, info: TensorInfo, target: Tensor) -> None:
         from shoal.model.checkpoint.torch_arrays import to_torch
@@ -200,9 +204,12 @@ class GgufSource:
     def nbytes(self, parameter: str) -> int:
         return sum(tensor.nbytes for tensor in self._stored[parameter].tensors)
 
-    def fill(self, parameter: str, target: Tensor) -> None:
+    def fill(self, parameter: str, target: Tensor, expert: int | None = None) -> None:
         import torch
 
+        if expert is not None:
+            target.copy_(torch.from_numpy(self._stored[parameter].read(expert, expert + 1)[0]))
+            return
         for begin, end, rows in _rows(self._stored[parameter]):
             target[begin:end].copy_(torch.from_numpy(np.ascontiguousarray(rows)))
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.model.checkpoint.safetensors_io import Entry, TensorInfo
+from shoal.model.checkpoint.safetensors_io import TensorInfo
 
 _TORCH = {
     "F64": torch.float64,
@@ -38,9 +38,3 @@ def to_bytes(tensor: Tensor) -> Any:
     """The tensor's bytes as a numpy array of uint8 (copied only where it is not contiguous or not on the CPU)."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy()
-
-
-def entry(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
-    """A safetensors entry that converts `tensor` to `dtype` when its turn to be written comes."""
-    dtype = dtype or tensor.dtype
-    return Entry(name, NAMES[dtype], tuple(tensor.shape), lambda: to_bytes(tensor.detach().to(dtype)))
