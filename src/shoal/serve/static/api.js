@@ -1,0 +1,68 @@
+// @ts-check
+// The page's way to its server: JSON calls, and one stream of numbered events per chat.
+
+/** What the server said went wrong, in its own words. */
+export class ApiError extends Error {
+  /** @param {string} message @param {string} hint @param {number} status 0: the server was not reached */
+  constructor(message, hint, status) {
+    super(message);
+    this.hint = hint;
+    this.status = status;
+  }
+}
+
+/**
+ * The words of an error in any of its forms: a string, {message, hint}, or {error: ...}.
+ * @param {any} error
+ * @returns {{message: string, hint: string}}
+ */
+export function errorWords(error) {
+  if (!error) return { message: "", hint: "" };
+  if (typeof error === "string") return { message: error, hint: "" };
+  if (error.error) return errorWords(error.error);
+  return { message: String(error.message ?? ""), hint: String(error.hint ?? "") };
+}
+
+/**
+ * @param {"GET" | "POST" | "PATCH" | "DELETE"} method
+ * @param {string} path below the page's own address, without a leading slash
+ * @param {object} [body]
+ * @returns {Promise<any>} the JSON of the answer, null when it is empty
+ */
+export async function call(method, path, body) {
+  /** @type {Response} */
+  let answer;
+  try {
+    const json = { "content-type": "application/json" };
+    const send = method === "GET" ? {} : { headers: json, body: JSON.stringify(body ?? {}) };
+    answer = await fetch(path, { method, ...send });
+  } catch (error) {
+    throw new ApiError("", String(error), 0);
+  }
+  const text = await answer.text();
+  let data = null;
+  try {
+    data = text ? JSON.parse(text) : null;
+  } catch {
+    data = null; // an answer that is not JSON is described by its status below
+  }
+  if (answer.ok) return data;
+  const { message, hint } = errorWords(data);
+  throw new ApiError(message || `${answer.status} ${answer.statusText}`, hint, answer.status);
+}
+
+/**
+ * Follow a chat's events from the first one that the server still has. The browser reconnects by itself and names
+ * the last event it saw.
+ * @param {string} chatId
+ * @param {(event: any) => void} onEvent
+ * @param {(online: boolean, closed: boolean) => void} onLine the stream opened, broke (and is tried again) or ended
+ * @returns {() => void} stop following
+ */
+export function follow(chatId, onEvent, onLine) {
+  const source = new EventSource(`api/chats/${chatId}/events?after=0`);
+  source.onopen = () => onLine(true, false);
+  source.onmessage = (message) => onEvent(JSON.parse(message.data));
+  source.onerror = () => onLine(false, source.readyState === EventSource.CLOSED);
+  return () => source.close();
+}

@@ -1,0 +1,138 @@
+// @ts-check
+// The page as a whole: header, thread, composer; and what happens when it opens.
+import { html, Icon, render, useEffect, useRef, useState } from "./lib.js";
+import { openChat, send, stop } from "./chat.js";
+import { Composer } from "./composer.js";
+import { Dialogs } from "./dialogs.js";
+import { listChats } from "./history.js";
+import { language, languageOf, preferredLanguage, setLanguage, t } from "./i18n.js";
+import { listenToKeys } from "./keys.js";
+import { MessageView } from "./message.js";
+import { examples, loadModel, readState, words } from "./models.js";
+import { LoadProgress } from "./picker.js";
+import { Follower } from "./scroll.js";
+import { Sidebar, focusSearch, show, toggleSidebar } from "./sidebar.js";
+import { changed, isRunning, model, onPaint, runningMessage, state } from "./store.js";
+import { pathTo, siblings } from "./tree.js";
+
+/** @typedef {import("./store.js").Message} Message */
+
+/** A new chat: who answers, what it can do, and three questions it really answers. */
+function Empty() {
+  const chosen = model();
+  if (state.ready && !chosen) {
+    return html`<div class="empty"><img src="static/mark.svg" alt="" width="72" height="72" /><h1>${t("empty.noModel")}</h1><p>${state.moreModelsHint}</p></div>`;
+  }
+  return html`<div class="empty"><img src="static/mark.svg" alt="" width="72" height="72" /><h1>${chosen?.name ?? ""}</h1>
+    <p lang=${languageOf(words(chosen?.description))}>${words(chosen?.description)}</p>
+    <ul>${examples(chosen).slice(0, 3).map((question) => html`<li><button type="button" onClick=${() => send(question)}>${question}</button></li>`)}</ul></div>`;
+}
+
+/** A question that did not get through. */
+function Failure() {
+  const { failure } = state;
+  return failure && html`<div class="notice error" role="alert"><${Icon} name="circle-alert" /><div>${failure.message}${failure.hint && html`<p>${failure.hint}</p>`}</div>
+    <button type="button" class="button" onClick=${failure.retry}>${t("action.retry")}</button></div>`;
+}
+
+/** Questions with their answers, so that the last pair can hold the room for what is to come. @param {Message[]} path */
+function turnsOf(path) {
+  /** @type {Message[][]} */
+  const turns = [];
+  for (const message of path) {
+    if (message.role === "user" || turns.length === 0) turns.push([message]);
+    else turns[turns.length - 1].push(message);
+  }
+  return turns;
+}
+
+/** @param {{onToggle: () => void}} props */
+function Thread({ onToggle }) {
+  const chat = state.chat;
+  if (!chat || chat.messages.size === 0) return html`<${Empty} /><${Failure} />`;
+  const busy = Boolean(runningMessage());
+  const second = Math.floor(Date.now() / 1_000);
+  const turns = turnsOf(pathTo(chat.messages, chat.leaf));
+  return html`${turns.map((turn, index) => html`<section key=${turn[0].id} class=${index === turns.length - 1 ? "turn last" : "turn"}>
+    ${turn.map((message) => {
+      const versions = siblings(chat.messages, message);
+      return html`<${MessageView} key=${message.id} message=${message} revision=${message.revision} versions=${versions} count=${versions.length}
+        busy=${busy} editing=${state.editing === message.id} tick=${isRunning(message) ? second : 0} language=${language} onToggle=${onToggle} />`;
+    })}${index === turns.length - 1 && html`<${Failure} />`}</section>`)}`;
+}
+
+function Header() {
+  const title = state.chat?.title ?? "";
+  return html`<header class="head">
+    ${!state.sidebar && html`<button type="button" class="quiet" aria-label=${t("action.showSidebar")} title=${`${t("action.showSidebar")} (Ctrl+B)`} onClick=${() => toggleSidebar(true)}><${Icon} name="panel-left" /></button>`}
+    <h1 lang=${languageOf(title)}>${title}</h1>
+    ${!state.sidebar && html`<button type="button" class="quiet" aria-label=${t("action.newChat")} title=${`${t("action.newChat")} (Ctrl+Shift+O)`} onClick=${() => show(null)}><${Icon} name="square-pen" /></button>`}
+  </header>`;
+}
+
+function Main() {
+  const box = useRef(/** @type {HTMLElement | null} */ (null));
+  const content = useRef(/** @type {HTMLElement | null} */ (null));
+  const follower = useRef(/** @type {Follower | null} */ (null));
+  const [away, setAway] = useState(false);
+  useEffect(() => {
+    const made = new Follower(/** @type {HTMLElement} */ (box.current), /** @type {HTMLElement} */ (content.current), () =>
+      setAway(!made.following && made.distance() > 80));
+    follower.current = made;
+  }, []);
+  const chatId = state.chat?.id;
+  const sending = state.chat?.leaf === "sending" || (runningMessage() && state.chat?.leaf);
+  useEffect(() => follower.current?.toEnd(), [chatId, sending]);
+  return html`<main class="main"><${Header} />
+    ${!state.online && html`<p class="offline" role="status">${t("error.offline")}</p>`}
+    <div class="scroll" ref=${box} tabindex="-1"><div class="column" ref=${content}>
+      ${state.startError ? html`<div class="notice error" role="alert"><${Icon} name="circle-alert" /><div>${state.startError.message}<p>${state.startError.hint}</p></div>
+        <button type="button" class="button" onClick=${start}>${t("action.retry")}</button></div>` : state.ready && html`<${Thread} onToggle=${() => follower.current?.release()} />`}
+    </div></div>
+    <div class="dock">${away && html`<button type="button" class="round jump" aria-label=${t("action.toEnd")} title=${t("action.toEnd")} onClick=${() => follower.current?.toEnd()}><${Icon} name="arrow-down" /></button>`}
+      <${LoadProgress} /><${Composer} /><p class="small">${t("composer.note")}</p></div>
+  </main>`;
+}
+
+function Toast() {
+  const { toast } = state;
+  return toast && html`<div class="toast" role="status"><span>${toast.text}</span><button type="button" class="button" onClick=${toast.run}>${toast.action}</button></div>`;
+}
+
+function App() {
+  return html`<div class=${state.sidebar ? "app with-sidebar" : "app"}>
+    <${Sidebar} /><button type="button" class="veil" tabindex="-1" aria-label=${t("action.hideSidebar")} onClick=${() => toggleSidebar(false)}></button>
+    <${Main} /><${Toast} /><${Dialogs} /><div class="unseen" role="status" aria-live="polite">${state.announcement}</div></div>`;
+}
+
+function draw() {
+  document.title = state.chat?.title ? t("title.chat", { title: state.chat.title }) : "Shoal";
+  render(html`<${App} />`, /** @type {HTMLElement} */ (document.getElementById("page")));
+}
+
+async function start() {
+  await readState();
+  if (state.startError) return;
+  await Promise.all([listChats(), openChat(location.hash.slice(1) || null)]);
+  loadModel();
+}
+
+await setLanguage(preferredLanguage());
+onPaint(draw);
+listenToKeys({
+  new: () => show(null),
+  search: focusSearch,
+  sidebar: () => toggleSidebar(),
+  help: () => {
+    state.dialog = { kind: "keys" };
+    changed();
+  },
+  escape: () => {
+    if (runningMessage()) stop();
+    else if (state.sidebar && matchMedia("(max-width: 767px)").matches) toggleSidebar(false);
+  },
+});
+addEventListener("hashchange", () => location.hash.slice(1) !== (state.chat?.id ?? "") && openChat(location.hash.slice(1) || null));
+setInterval(() => runningMessage() && changed(), 1_000); // the clocks of what runs
+draw();
+start();

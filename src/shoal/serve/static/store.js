@@ -1,0 +1,113 @@
+// @ts-check
+// What the page knows, in one object; whoever changes it calls changed(), and the page is painted again.
+
+/**
+ * @typedef {"queued" | "loading" | "prompt" | "writing" | "done" | "stopped" | "error" | "length"} Status
+ * @typedef {{id: string, parent_id: string | null, role: "user" | "assistant", content: string, reasoning: string,
+ *   status: Status, error?: any, model?: string, created_at: any, thinking_seconds?: number,
+ *   reasoning_tokens?: number, usage?: any, timings?: any, cost?: any, feedback?: -1 | 0 | 1, edited?: string,
+ *   revision?: number}} Message
+ * @typedef {{id: string, title: string, updated_at: any, created_at: any, snippet?: string}} ChatRow
+ * @typedef {{id: string, title: string, model: string, messages: Map<string, Message>, leaf: string | null}} Chat
+ * @typedef {{id: string, name: string, description: any, size_bytes: number, parameters: number,
+ *   parameters_active: number, context: number, thinking: "none" | "native" | "adapter", loaded: boolean,
+ *   examples: Record<string, string[]>, languages: string[]}} Model
+ * @typedef {{state: "queued" | "loading" | "prompt" | "thinking" | "writing", since: number, position?: number,
+ *   bytes_done?: number, bytes_total?: number, processed?: number, total?: number, cached?: number, seconds?: number,
+ *   thinkingSince?: number, stopping?: boolean, resumed?: boolean}} Live what a running answer is doing
+ */
+
+export const state = {
+  ready: false,
+  /** @type {{message: string, hint: string} | null} the page itself could not start */
+  startError: null,
+  version: "",
+  /** @type {Model[]} */
+  models: [],
+  modelId: "",
+  moreModelsHint: "",
+  /** @type {{id: string, status: string, bytes_done: number, bytes_total: number, error: any} | null} */
+  modelLoad: null,
+  /** @type {ChatRow[]} */
+  chats: [],
+  moreChats: false,
+  query: "",
+  /** @type {Chat | null} null: a new chat that nobody has written to */
+  chat: null,
+  /** @type {Map<string, Live>} by message id */
+  live: new Map(),
+  /** @type {{message: string, hint: string, retry: () => void} | null} a question that did not get through */
+  failure: null,
+  online: true,
+  /** @type {{text: string, action: string, run: () => void} | null} */
+  toast: null,
+  thinking: localStorage.getItem("thinking") === "high",
+  sidebar: matchMedia("(min-width: 768px)").matches && localStorage.getItem("sidebar") !== "closed",
+  /** @type {{kind: "keys"} | {kind: "receipt" | "improve", message: Message} | null} */
+  dialog: null,
+  /** @type {string | null} id of the question being edited in place */
+  editing: null,
+  /** what a screen reader is told, once */
+  announcement: "",
+};
+
+/** @type {() => void} */
+let paint = () => {};
+let pending = false;
+let lastPaint = 0;
+const PAINT_EVERY_MS = 33;
+
+/** @param {() => void} draw */
+export function onPaint(draw) {
+  paint = draw;
+}
+
+/** Paint on the next animation frame, but at most every 33 ms: the first token at once, then evenly. */
+export function changed() {
+  if (pending) return;
+  pending = true;
+  const frame = () =>
+    requestAnimationFrame((now) => {
+      pending = false;
+      lastPaint = now;
+      paint();
+    });
+  const wait = lastPaint + PAINT_EVERY_MS - performance.now() - 8; // a frame is up to 16 ms away by itself
+  if (wait > 0) setTimeout(frame, wait);
+  else frame();
+}
+
+/** Mark one message as different, so that its view (and only its) is drawn again. @param {Message} message */
+export function touch(message) {
+  message.revision = (message.revision ?? 0) + 1;
+  changed();
+}
+
+/** @param {Message} message */
+export function isRunning(message) {
+  return ["queued", "loading", "prompt", "writing"].includes(message.status);
+}
+
+/** The chosen model, if the server has any. */
+export function model() {
+  return state.models.find(({ id }) => id === state.modelId) ?? state.models[0];
+}
+
+/** The answer being written on the path in view, if any. @returns {Message | undefined} */
+export function runningMessage() {
+  return [...(state.chat?.messages.values() ?? [])].findLast(isRunning);
+}
+
+/**
+ * A short message at the bottom with one way back.
+ * @param {string} text @param {string} action @param {() => void} run
+ */
+export function showToast(text, action, run) {
+  const toast = { text, action, run };
+  state.toast = toast;
+  setTimeout(() => {
+    if (state.toast === toast) state.toast = null;
+    changed();
+  }, 8_000);
+  changed();
+}
