@@ -1,0 +1,110 @@
+"""The whole server as one ASGI application: the door, the routes, the start and the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from shoal.serve.app_api import AppApi
+from shoal.serve.errors import ApiError
+from shoal.serve.generation import Generations
+from shoal.serve.metrics import Metrics
+from shoal.serve.models import ModelTable
+from shoal.serve.openai_api import Endpoint, OpenAIApi
+from shoal.serve.security import Door
+from shoal.serve.settings import ServerSettings
+from shoal.serve.static_files import StaticFiles
+from shoal.serve.store import Store
+
+
+def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Door:
+    """The application. It begins to load the default model when it starts, and closes models and store at its end."""
+    metrics = Metrics()
+    generations = Generations(store, models, metrics)
+    openai = OpenAIApi(settings, models, metrics)
+    page = AppApi(settings, models, store, generations)
+    static = StaticFiles()
+
+    async def health(request: Request) -> Response:
+        if models.first_load():
+            raise ApiError(503, "the first model is still loading", headers={"retry-after": "2"})
+        return JSONResponse({"status": "ok"})
+
+    async def show_metrics(request: Request) -> Response:
+        return Response(metrics.text(models.totals()), media_type="text/plain; version=0.0.4")
+
+    routes = [
+        Route("/", static.page),
+        Route("/static/{path:path}", static.file),
+        Route("/health", health),
+        Route("/metrics", show_metrics),
+        *_openai_routes(openai),
+        *_page_routes(page),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: object) -> AsyncIterator[None]:
+        models.start_loading(None)
+        yield
+        await generations.close()
+        models.close()
+        store.close()
+
+    door = Door(_Routes(routes, lifespan), settings)
+    page.door = door
+    return door
+
+
+def _openai_routes(api: OpenAIApi) -> list[Route]:
+    """Under /v1, and as DeepSeek's base URLs have it: without a prefix and under /beta."""
+    routes = []
+    for prefix in ("/v1", "", "/beta"):
+        routes += [
+            Route(f"{prefix}/chat/completions", Endpoint(api.chat_completions), methods=["POST"]),
+            Route(f"{prefix}/completions", Endpoint(api.completions), methods=["POST"]),
+            Route(f"{prefix}/models", api.list_models),
+            Route(f"{prefix}/models/{{model:path}}", api.retrieve_model),
+        ]
+    return routes
+
+
+def _page_routes(api: AppApi) -> list[Route]:
+    chat, message = "/api/chats/{chat}", "/api/chats/{chat}/messages/{message}"
+    return [
+        Route("/api/state", api.state),
+        Route("/api/session", api.login, methods=["POST"]),
+        Route("/api/models/{model:path}/load", api.load_model, methods=["POST"]),
+        Route("/api/models/{model:path}", api.model_state),
+        Route("/api/chats", api.list_chats),
+        Route("/api/chats", api.create_chat, methods=["POST"]),
+        Route(chat, api.get_chat),
+        Route(chat, api.rename_chat, methods=["PATCH"]),
+        Route(chat, api.delete_chat, methods=["DELETE"]),
+        Route(f"{chat}/restore", api.restore_chat, methods=["POST"]),
+        Route(f"{chat}/events", Endpoint(api.events), methods=["GET"]),
+        Route(f"{chat}/messages", api.post_message, methods=["POST"]),
+        Route(f"{message}/regenerate", api.regenerate, methods=["POST"]),
+        Route(f"{message}/stop", api.stop, methods=["POST"]),
+        Route(f"{message}/feedback", api.feedback, methods=["POST"]),
+    ]
+
+
+class _Routes:
+    """Starlette's router without its own error pages: a path or method that is not there is an ApiError like any."""
+
+    def __init__(self, routes: list[Route], lifespan: object):
+        self.routes = routes
+        self._router = Router(routes, default=_nothing_here, redirect_slashes=False, lifespan=lifespan)  # type: ignore[arg-type]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # makes the router raise instead of answering in plain text
+        await self._router(scope, receive, send)
+
+
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ApiError(404, "there is nothing at this address", code="not_found")

@@ -1,0 +1,319 @@
+"""Answers of the chat page. They belong to the server: started by a POST, they go on whoever reads.
+
+Each step becomes a numbered event in memory, and the text so far goes to the store every second. Readers attach to a
+chat's channel with the number they saw last; a page that was reloaded, a phone that slept, a second tab all read the
+same events. A server that is killed leaves the text: at the next start the store marks such messages "stopped".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from shoal.data.types import Message
+from shoal.engine.handle import Handle
+from shoal.engine.types import Finished, PromptProgress, Queued, SamplingParams
+from shoal.errors import ShoalError
+from shoal.serve import answers
+from shoal.serve.answers import Part
+from shoal.serve.errors import ApiError
+from shoal.serve.metrics import Metrics
+from shoal.serve.models import ModelTable, Opened, Slot
+from shoal.serve.store import Store
+
+log = logging.getLogger("shoal.serve")
+
+RETAIN_SECONDS = 120.0
+"""Events of a chat stay readable for so long after its last answer ended."""
+FLUSH_SECONDS = 1.0
+MAX_RUNNING = 16
+"""Answers of one owner at once."""
+PAGE_DEFAULTS = {"temperature": 0.6, "top_p": 0.95}
+"""For the page, where neither the person nor the model's makers say anything."""
+
+
+@dataclass
+class Job:
+    """One answer in the making."""
+
+    owner: str
+    chat_id: str
+    message: dict[str, Any]
+    content: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    status: str = "queued"
+    handle: Handle | None = None
+    task: asyncio.Task[None] | None = None
+    stopped: bool = False
+    thinking_since: float | None = None
+    thinking_seconds: float | None = None
+
+    def live(self) -> dict[str, Any]:
+        """The fields of the message as they are now."""
+        return {"content": "".join(self.content), "reasoning": "".join(self.reasoning), "status": self.status}
+
+
+class Channel:
+    """The events of one chat. Numbers grow for ever, also over a restart: they begin at the clock's milliseconds."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[int, dict[str, Any]]] = []
+        self.next = int(time.time() * 1000)
+        self.jobs: dict[str, Job] = {}
+        self.idle_since = time.monotonic()
+        self._changed = asyncio.Event()
+
+    def put(self, event: dict[str, Any]) -> None:
+        self.events.append((self.next, event))
+        self.next += 1
+        self.wake()
+
+    def wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    @property
+    def last(self) -> int:
+        return self.next - 1
+
+    async def wait(self) -> None:
+        await self._changed.wait()
+
+    def stale(self) -> bool:
+        return not self.jobs and time.monotonic() - self.idle_since > RETAIN_SECONDS
+
+
+class Generations:
+    """All answers of the page that are being made. Lives on one event loop."""
+
+    def __init__(self, store: Store, models: ModelTable, metrics: Metrics):
+        self.store, self.models, self.metrics = store, models, metrics
+        self._channels: dict[tuple[str, str], Channel] = {}
+
+    def channel(self, owner: str, chat_id: str) -> Channel | None:
+        return self._channels.get((owner, chat_id))
+
+    def check_place(self, owner: str) -> None:
+        """Raises ApiError 429 when this owner has too many answers in work."""
+        running = sum(len(channel.jobs) for (who, _), channel in self._channels.items() if who == owner)
+        if running >= MAX_RUNNING:
+            raise ApiError(429, f"{running} answers are in work already; wait for one or stop it",
+                           headers={"retry-after": "5"})  # fmt: skip
+
+    def start(
+        self,
+        owner: str,
+        chat_id: str,
+        message: dict[str, Any],
+        history: Sequence[dict[str, Any]],
+        *,
+        slot: Slot,
+        thinking: str,
+        params: dict[str, Any],
+    ) -> None:
+        """Begin to answer into `message` (a row of the store); `history` are the messages above it."""
+        for key in [key for key, channel in self._channels.items() if channel.stale()]:
+            del self._channels[key]
+        channel = self._channels.setdefault((owner, chat_id), Channel())
+        job = Job(owner, chat_id, message)
+        channel.jobs[message["id"]] = job
+        job.task = asyncio.ensure_future(self._run(channel, job, history, slot, thinking, params))
+
+    def stop(self, owner: str, chat_id: str, message_id: str) -> bool:
+        """End an answer and keep its text; False when it is not in work."""
+        channel = self.channel(owner, chat_id)
+        job = channel.jobs.get(message_id) if channel else None
+        if job is None:
+            return False
+        job.stopped = True
+        if job.handle is not None:
+            job.handle.cancel()
+        elif job.task is not None:
+            job.task.cancel()
+        return True
+
+    def stop_chat(self, owner: str, chat_id: str) -> None:
+        channel = self.channel(owner, chat_id)
+        for message_id in list(channel.jobs) if channel else []:
+            self.stop(owner, chat_id, message_id)
+
+    async def close(self) -> None:
+        """Stop all answers and wait until their texts are stored."""
+        tasks = []
+        for channel in self._channels.values():
+            for job in channel.jobs.values():
+                self.stop(job.owner, job.chat_id, job.message["id"])
+                if job.task:
+                    tasks.append(job.task)
+        if tasks:
+            await asyncio.wait(tasks, timeout=2)
+
+    async def read(self, owner: str, chat_id: str, after: int) -> AsyncIterator[tuple[int, dict[str, Any]]]:
+        """Events with a number above `after`, until no answer of this chat is in work.
+
+        A reader whose last event is no longer held gets the messages in work as they are now (`snapshot`) instead.
+        """
+        channel = self.channel(owner, chat_id)
+        if channel is None:
+            return
+        first = channel.events[0][0] if channel.events else channel.next
+        if 0 < after < first - 1 and channel.jobs:
+            messages = [job.message | job.live() for job in channel.jobs.values()]
+            after = channel.last
+            yield after, {"type": "snapshot", "messages": messages}
+        while True:
+            held = channel.events
+            start = max(after + 1 - held[0][0], 0) if held else 0
+            if start < len(held):
+                for number, event in held[start:]:
+                    after = number
+                    yield number, event
+            elif channel.jobs:
+                await channel.wait()
+            else:
+                return
+
+    # ---- one answer
+
+    async def _run(
+        self,
+        channel: Channel,
+        job: Job,
+        history: Sequence[dict[str, Any]],
+        slot: Slot,
+        thinking: str,
+        params: dict[str, Any],
+    ) -> None:
+        message_id = job.message["id"]
+        final: dict[str, Any] = {"status": "error"}
+        flusher = asyncio.ensure_future(self._flush_every_second(job))
+        try:
+            opened = await self._loaded(channel, job, slot)
+            final = await self._answer(channel, job, opened, history, slot, thinking, params)
+        except asyncio.CancelledError:
+            final = {"status": "stopped"}
+        except (ApiError, ShoalError) as error:
+            final = {"status": "error", "error": str(error)}
+        except Exception as fault:
+            log.error("message %s failed: %s", message_id, type(fault).__name__)
+            final = {"status": "error", "error": "a fault inside the server"}
+        finally:
+            flusher.cancel()
+        if job.thinking_since is not None and job.thinking_seconds is None:
+            job.thinking_seconds = time.monotonic() - job.thinking_since
+        job.status = final["status"]
+        fields = job.live() | {"thinking_seconds": job.thinking_seconds} | final
+        try:
+            await asyncio.to_thread(self.store.update_message, job.owner, message_id, **fields)
+            whole = await asyncio.to_thread(self.store.message, job.owner, job.chat_id, message_id)
+        except Exception as fault:  # the disk is full, say: the reader still gets the answer
+            log.error("message %s is not stored: %s", message_id, type(fault).__name__)
+            whole = None
+        whole = whole or job.message | fields
+        if job.status == "error":
+            channel.put({"type": "error", "message": message_id, "error": final.get("error") or "failed"})
+        else:
+            channel.put({"type": "done", "message": whole})
+        channel.jobs.pop(message_id, None)
+        channel.idle_since = time.monotonic()
+        channel.wake()
+
+    async def _loaded(self, channel: Channel, job: Job, slot: Slot) -> Opened:
+        """The model; while it loads, readers see the bytes."""
+        opening = asyncio.ensure_future(self.models.open(slot.card.id))
+        try:
+            while True:
+                done, _ = await asyncio.wait((opening,), timeout=0.25)
+                if done:
+                    return opening.result()
+                job.status = "loading"
+                progress = {"bytes_done": slot.bytes_done, "bytes_total": slot.bytes_total}
+                channel.put({"type": "loading", "message": job.message["id"]} | progress)
+        finally:
+            opening.cancel()
+
+    async def _answer(
+        self,
+        channel: Channel,
+        job: Job,
+        opened: Opened,
+        history: Sequence[dict[str, Any]],
+        slot: Slot,
+        thinking: str,
+        params: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Fill the job's texts; returns the columns of the finished message."""
+        message_id = job.message["id"]
+        system = params.get("system")
+        turns = [Message(role="system", content=system)] if system else []
+        turns += [Message(role=m["role"], content=m["edited"] or m["content"]) for m in history]
+        thinks = slot.card.thinking == "native" and thinking != "off"
+        prompt = await answers.render_chat(opened, answers.repaired(turns), thinking=thinks)
+        limit = answers.check_room(opened, prompt, params.get("max_tokens"), "content")
+        chosen = {
+            name: params[name] for name in ("temperature", "top_p", "seed") if params.get(name) is not None
+        }
+        sampling = SamplingParams(**(PAGE_DEFAULTS | answers.defaults_of(opened) | chosen), max_tokens=limit)
+        job.handle = answers.submit(opened, prompt, sampling, salt=job.owner, param="content", chat=True)
+        if job.stopped:
+            job.handle.cancel()
+        finished: Finished | None = None
+        try:
+            async for event in answers.events(opened, job.handle, prompt, chat=True):
+                if isinstance(event, Queued):
+                    job.status = "queued"
+                    channel.put({"type": "queued", "message": message_id, "position": event.position})
+                elif isinstance(event, PromptProgress):
+                    job.status = "prompt"
+                    channel.put({"type": "prompt", "message": message_id} | asdict(event))
+                elif isinstance(event, Part):
+                    self._add_part(channel, job, event)
+                elif isinstance(event, Finished):
+                    finished = event
+        finally:
+            job.handle.cancel()
+        assert finished is not None
+        return self._columns(opened, finished)
+
+    def _add_part(self, channel: Channel, job: Job, part: Part) -> None:
+        if not part.text:
+            return
+        job.status = "writing"
+        if part.kind == "reasoning":
+            if job.thinking_since is None:
+                job.thinking_since = time.monotonic()
+            job.reasoning.append(part.text)
+        else:
+            if job.thinking_since is not None and job.thinking_seconds is None:
+                job.thinking_seconds = time.monotonic() - job.thinking_since
+            job.content.append(part.text)
+        channel.put({"type": part.kind, "message": job.message["id"], "text": part.text})
+
+    def _columns(self, opened: Opened, finished: Finished) -> dict[str, Any]:
+        usage, times = finished.usage, finished.timings
+        cost = answers.cost_object(opened, [finished])
+        self.metrics.answer(finished.reason, times.first_token_seconds, times.decode_seconds,
+                            usage.completion_tokens, cost.get("joules") or 0.0)  # fmt: skip
+        status = {"stop": "done", "cancelled": "stopped"}.get(finished.reason, finished.reason)
+        counts = ("prompt_tokens", "completion_tokens", "cached_tokens")
+        return {
+            "status": status,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "usage": {name: getattr(usage, name) for name in counts},
+            "timings": asdict(times),
+            "cost": cost,
+        }
+
+    async def _flush_every_second(self, job: Job) -> None:
+        """What is written so far survives a kill."""
+        stored = 0
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            pieces = len(job.content) + len(job.reasoning)
+            if pieces != stored:
+                stored = pieces
+                await asyncio.to_thread(self.store.update_message, job.owner, job.message["id"], **job.live())
