@@ -1,0 +1,164 @@
+"""From a name to a model that answers: checkpoint, tokenizer, chat protocol, runner and engine, joined in one place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shoal.data.chat import ChatProtocol, protocol_for
+from shoal.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
+from shoal.engine.engine import Engine
+from shoal.engine.types import SamplingParams
+from shoal.errors import ShoalError, UsageError
+from shoal.model import counts, registry
+from shoal.model.checkpoint import load
+from shoal.model.checkpoint.load import SideFiles
+from shoal.model.config import ModelConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+_CACHE_SHARE = 0.25  # of the memory that is free when the model is opened
+
+
+@dataclass
+class OpenedModel:
+    """A loaded model and all that belongs to it. `close` gives its memory back."""
+
+    name: str
+    path: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    protocol: ChatProtocol
+    engine: Engine
+    side_files: SideFiles
+    parameters: int
+    parameters_active: int
+    dtype: str
+    """What the weights are computed in, for receipts."""
+    device: str
+    defaults: SamplingParams
+    """The sampling that the checkpoint's makers recommend (generation_config.json), else temperature 1."""
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def open_model(
+    spec: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    context: int | None = None,
+    max_num_seqs: int = 8,
+    cache_bytes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> OpenedModel:
+    """Load a model (folder, GGUF file, installed name, hub name) and start its engine.
+
+    dtype: "float32", "bfloat16" or "float16"; None takes what this device computes fastest, by measurement.
+    context: the longest prompt and answer together; default the model's own, less if the cache cannot hold it.
+    cache_bytes: memory for the cache of all requests; default a quarter of what is free. Untouched parts cost nothing.
+    progress: called with (bytes done, bytes in all) while the weights are read.
+    """
+    import torch
+
+    from shoal.engine.torch_runner import TorchRunner
+
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", hint=f"One of {', '.join(DTYPES)}.")
+    path = load.resolve(spec)
+    entry = registry.find(spec) if isinstance(spec, str) else None
+    name = entry.name if entry else path.stem if path.is_file() else path.name
+    side_files = load.read_side_files(path)
+    if side_files.gguf_metadata is not None:
+        tokenizer = tokenizer_from_gguf(side_files.gguf_metadata)
+    else:
+        tokenizer = load_tokenizer(path)
+    config = load.read_config(path)
+    protocol = protocol_for(tokenizer, model_type=config.model_type, chat_template=side_files.chat_template)
+    chosen = dtype or _fastest_dtype(device)
+    network = load.load_network(path, dtype=getattr(torch, chosen), device=device, progress=progress)
+    positions, limit = _cache_positions(
+        config, getattr(torch, chosen).itemsize, device, context, max_num_seqs, cache_bytes
+    )
+    runner = TorchRunner(network, cache_positions=positions)
+    ends = dict.fromkeys([*protocol.stop_ids, *tokenizer.eos_ids, *config.eos_token_ids])
+    return OpenedModel(
+        name=name,
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        protocol=protocol,
+        engine=Engine(runner, tokenizer, max_model_len=limit, max_num_seqs=max_num_seqs, eos_ids=list(ends)),
+        side_files=side_files,
+        parameters=counts.parameters_total(config),
+        parameters_active=counts.parameters_active(config),
+        dtype=chosen,
+        device=device,
+        defaults=_defaults(side_files.generation_config),
+    )
+
+
+def _fastest_dtype(device: str) -> str:
+    import torch
+
+    if device == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability().upper():
+        if os.uname().machine in ("x86_64", "AMD64"):
+            return "float32"  # x86 without AVX-512 has no bf16 units: a product is then 100 times slower
+    from shoal.ops.probe import probe
+
+    return probe(device).best_dtype
+
+
+def _cache_positions(
+    config: ModelConfig,
+    itemsize: int,
+    device: str,
+    context: int | None,
+    max_num_seqs: int,
+    cache_bytes: int | None,
+) -> tuple[int, int]:
+    """(positions of the cache, the longest sequence)."""
+    limit = min(context or config.max_position_embeddings, config.max_position_embeddings)
+    if limit < 1:
+        raise UsageError(f"a context of {limit} tokens holds nothing")
+    per_token = max(1, int(counts.kv_bytes_per_token(config, itemsize)))
+    affordable = (cache_bytes or int(_free_bytes(device) * _CACHE_SHARE)) // per_token // 32 * 32
+    if affordable < 32:
+        raise ShoalError(
+            f"there is no memory for the cache: {per_token} bytes per token are needed",
+            hint="Close other programs, or take a smaller model.",
+        )
+    wanted = -(-limit // 32) * 32 * max_num_seqs
+    return min(wanted, affordable), min(limit, affordable)
+
+
+def _free_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
+        return 4 * 2**30
+
+
+def _defaults(generation: dict[str, Any]) -> SamplingParams:
+    """The few fields of generation_config.json that are sampling, where they are numbers."""
+    if generation.get("do_sample") is False:
+        return SamplingParams(temperature=0.0)
+    known: dict[str, Any] = {
+        key: value
+        for key in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        if isinstance(value := generation.get(key), int | float) and not isinstance(value, bool)
+    }
+    return SamplingParams(**known)
