@@ -1,0 +1,1 @@
+"""Families of questions with checkable answers; one file per kind of knowledge."""
