@@ -45,6 +45,8 @@ class ModelEntry:
     """By language."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Prompts to start with, by language."""
+    sampling: dict[str, float] = field(default_factory=dict)
+    """Recommended by its makers where its files do not say it: temperature, top_p, top_k, min_p, repetition_penalty."""
     licence: str = ""
     removable: bool = False
     """Lies in `$SHOAL_HOME/models`."""
@@ -99,6 +101,7 @@ _SMOLLM2 = ModelEntry(
             "Give me three ideas for a rainy afternoon.",
         ],
     },
+    sampling={"temperature": 0.2, "top_p": 0.9},
     licence="Apache-2.0",
 )
 
@@ -186,6 +189,7 @@ def _described(entry: ModelEntry, folder: Path) -> ModelEntry:
             "template": str,
             "description": dict,
             "examples": dict,
+            "sampling": dict,
             "licence": str,
         }
         known = {key: values[key] for key, kind in kinds.items() if isinstance(values.get(key), kind)}

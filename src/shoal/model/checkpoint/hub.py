@@ -41,7 +41,7 @@ def _offline(name: str, why: str) -> ShoalError:
     return ShoalError(
         f"cannot get {name} from the hub: {why}",
         hint=(
-            "Without internet: on a machine that has it, run `huggingface-cli download "
+            "Without internet: on a machine that has it, run `hf download "
             f"{name}` (or fetch the files in a browser), copy the folder here, "
             "and give the folder instead of the name. If the folder name was meant, check its spelling."
         ),

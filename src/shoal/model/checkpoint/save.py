@@ -236,7 +236,7 @@ def save_gguf(
     path = Path(path)
     config, (coded_as, file_type) = weights.config, _GGUF[dtype]
     metadata = gguf_map.metadata_from_config(config, name=name or path.stem, file_type=file_type)
-    metadata |= {**_token_metadata(config), **(tokenizer or {})}
+    metadata |= {**_token_metadata(config), **_padded(tokenizer or {}, config.vocab_size)}
     if chat_template is not None:
         metadata["tokenizer.chat_template"] = chat_template
     if receipt is not None:
@@ -269,6 +269,23 @@ def _token_metadata(config: ModelConfig) -> dict[str, Any]:
     ids: dict[str, int | None] = {"bos": config.bos_token_id, "padding": config.pad_token_id}
     ids |= dict(zip(("eos", "eot"), config.eos_token_ids, strict=False))
     return {f"tokenizer.ggml.{name}_token_id": value for name, value in ids.items() if value is not None}
+
+
+def _padded(tokenizer: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """The tokenizer's metadata with a name for every row of the embedding (llama.cpp counts them)."""
+    values = dict(tokenizer)
+    tokens = list(values.get("tokenizer.ggml.tokens", ()))
+    if len(tokens) > vocab_size:
+        raise ShoalError(
+            f"the tokenizer has {len(tokens):,} tokens, the embedding only {vocab_size:,} rows",
+            hint="Take the tokenizer that belongs to the weights.",
+        )
+    if tokens:
+        unused = range(len(tokens), vocab_size)
+        types = list(values.get("tokenizer.ggml.token_type") or [1] * len(tokens))
+        values["tokenizer.ggml.tokens"] = tokens + [f"[PAD{number}]" for number in unused]
+        values["tokenizer.ggml.token_type"] = types + [5] * len(unused)
+    return values
 
 
 def _gguf_entries(

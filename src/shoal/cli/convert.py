@@ -1,0 +1,153 @@
+"""`shoal convert`: between safetensors folders and GGUF files, and between number formats."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from shoal.errors import ShoalError, UsageError
+
+if TYPE_CHECKING:
+    from shoal.model.checkpoint.save import FolderDtype, GgufDtype
+
+_FOLDER, _GGUF = ("float32", "bfloat16", "float16", "fp8"), ("float32", "bfloat16", "float16", "q8_0")
+_OF_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "fp8", "Q8_0": "q8_0"}
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def command(
+    source: str = typer.Argument(
+        ..., metavar="SRC", help="A folder, a .gguf file, an installed model or a hub name."
+    ),
+    target: Path = typer.Argument(..., metavar="DST", help="A new folder; or a file ending in .gguf."),
+    dtype: str | None = typer.Option(
+        None, help="float32, bfloat16, float16, fp8 (folders), q8_0 (GGUF). Default: as the source is stored."
+    ),
+    force: bool = typer.Option(
+        False, "--force", help="Replace what is at DST (a checkpoint or a .gguf file only)."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+) -> None:
+    """Convert a model: safetensors to GGUF, GGUF to safetensors, or to another number format.
+
+    Tokenizer, chat template and receipt come along. One tensor is in memory at a time. GGUF files open in llama.cpp
+    and its relatives; folders open in transformers, vLLM and SGLang.
+
+    Examples:
+
+      shoal convert smollm2 smollm2-folder --dtype bfloat16
+
+      shoal convert runs/nano/checkpoint nano.gguf --dtype q8_0
+
+      shoal convert DeepSeek-V2-Lite DeepSeek-V2-Lite-FP8 --dtype fp8
+    """
+    to_gguf = target.suffix.lower() == ".gguf"
+    allowed = _GGUF if to_gguf else _FOLDER
+    if dtype is not None and dtype not in allowed:
+        kind = "a GGUF file" if to_gguf else "a folder"
+        raise UsageError(
+            f"--dtype {dtype} is not possible for {kind}", hint=f"Possible: {', '.join(allowed)}."
+        )
+    if target.exists() and not force:
+        raise ShoalError(f"{target} exists", hint="Choose another name, or replace it with --force.")
+    if to_gguf and target.is_dir():
+        raise ShoalError(f"{target} is a folder", hint="Choose another name for the GGUF file.")
+
+    from shoal.cli.progress import bytes_bar
+    from shoal.model.checkpoint.load import inspect, read_side_files, resolve
+    from shoal.model.checkpoint.save import Weights, refuse_other_folder, save_folder, save_gguf
+    from shoal.model.checkpoint.source import open_source
+
+    path = resolve(source)
+    if not to_gguf:
+        refuse_other_folder(target)
+    if path.resolve() == target.resolve() or path.resolve() in target.resolve().parents:
+        raise UsageError("SRC and DST are the same place", hint="Choose a new DST.")
+    info = inspect(path)
+    if info.problems:
+        raise ShoalError(f"{path} cannot be converted:\n" + "\n".join(f"- {line}" for line in info.problems))
+    side = read_side_files(path)
+    dtype = dtype or _default(info.tensors, allowed)
+    weights = Weights.of_source(open_source(path), mtp=info.has_mtp)
+    notices: list[str] = []
+    with bytes_bar(f"to {dtype}") as progress:
+        if to_gguf:
+            notices = save_gguf(
+                target,
+                weights,
+                dtype=cast("GgufDtype", dtype),
+                name=target.stem,
+                tokenizer=_tokenizer_metadata(path, side.gguf_metadata),
+                chat_template=side.chat_template,
+                receipt=side.receipt,
+                progress=progress,
+            )
+        else:
+            save_folder(
+                target,
+                weights,
+                dtype=cast("FolderDtype", dtype),
+                tokenizer_files=_tokenizer_files(path, side.gguf_metadata),
+                generation_config=side.generation_config,
+                chat_template=side.chat_template,
+                receipt=side.receipt,
+                progress=progress,
+            )
+    for notice in notices:
+        typer.echo(f"note: {notice}", err=True)
+    files = [target] if to_gguf else sorted(target.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    result = {"path": str(target), "dtype": dtype, "size_bytes": size, "notices": notices}
+    typer.echo(json.dumps(result) if as_json else f"{target}  {size / 1e6:,.1f} MB, {dtype}")
+
+
+def _default(tensors: dict[str, tuple[str, tuple[int, ...], int]], allowed: tuple[str, ...]) -> str:
+    """The format that holds most bytes of the source, if the target can have it; else float32, which loses nothing."""
+    stored: Counter[str] = Counter()
+    for dtype, _, nbytes in tensors.values():
+        stored[dtype] += nbytes
+    most = _OF_STORED.get(stored.most_common(1)[0][0], "float32") if stored else "float32"
+    return most if most in allowed else "float32"
+
+
+def _tokenizer_metadata(path: Path, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the new GGUF file says about tokens. Raises ShoalError for a tokenizer that GGUF has no name for."""
+    if metadata is not None:
+        return {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+    if not (path / "tokenizer.json").is_file():
+        typer.echo("note: no tokenizer.json in the source: the GGUF file will have no tokenizer", err=True)
+        return None
+    from shoal.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(path).to_gguf()
+
+
+def _tokenizer_files(path: Path, metadata: dict[str, Any] | None) -> Callable[[Path], None] | None:
+    """Copies a folder's tokenizer files as they are, or writes those of a GGUF file's tokenizer."""
+    if metadata is None:
+
+        def copy(folder: Path) -> None:
+            for name in _TOKENIZER_FILES:
+                if (path / name).is_file():
+                    shutil.copyfile(path / name, folder / name)
+
+        return copy
+    if "tokenizer.ggml.tokens" not in metadata:
+        return None
+    from shoal.data.tokenizer import tokenizer_from_gguf
+
+    return tokenizer_from_gguf(metadata).save
