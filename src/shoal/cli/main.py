@@ -10,6 +10,7 @@ import traceback
 import typer
 
 import shoal
+from shoal.cli import chat, convert, info, models, train
 from shoal.errors import ShoalError
 
 app = typer.Typer(
@@ -36,6 +37,13 @@ def _options(
     ),
 ) -> None:
     pass
+
+
+app.command("chat")(chat.command)
+app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.command)
+app.command("convert")(convert.command)
+app.command("info")(info.command)
+app.add_typer(models.app, name="models")
 
 
 def run() -> None:

@@ -39,7 +39,7 @@ class OpenedModel:
     """What the weights are computed in, for receipts."""
     device: str
     defaults: SamplingParams
-    """The sampling that the checkpoint's makers recommend (generation_config.json), else temperature 1."""
+    """The sampling that the model's makers recommend (generation_config.json, registry), else temperature 1."""
 
     def close(self) -> None:
         self.engine.close()
@@ -97,7 +97,7 @@ def open_model(
         parameters_active=counts.parameters_active(config),
         dtype=chosen,
         device=device,
-        defaults=_defaults(side_files.generation_config),
+        defaults=_defaults({**(entry.sampling if entry else {}), **side_files.generation_config}),
     )
 
 
@@ -153,7 +153,7 @@ def _free_bytes(device: str) -> int:
 
 
 def _defaults(generation: dict[str, Any]) -> SamplingParams:
-    """The few fields of generation_config.json that are sampling, where they are numbers."""
+    """The fields that are sampling, where they are numbers."""
     if generation.get("do_sample") is False:
         return SamplingParams(temperature=0.0)
     known: dict[str, Any] = {
