@@ -1,15 +1,20 @@
-"""From a checked request to the events of its answer: render, submit, parse, count. API and page read the same events."""
+"""From a checked request to the events of its answer: render, submit, parse, count.
+
+API and page read the same events.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.data.types import Message
+from shoal.engine.chat import ChatStream, ThinkingBudget, reasoning_marks, thinking_of
 from shoal.engine.handle import Handle
 from shoal.engine.types import (
+    Delta,
     Finished,
     Piece,
     PromptLogprobs,
@@ -21,7 +26,9 @@ from shoal.engine.types import (
 )
 from shoal.errors import ShoalError
 from shoal.serve.errors import ApiError, from_shoal
-from shoal.serve.models import Opened
+
+if TYPE_CHECKING:
+    from shoal.engine.open import OpenedModel as Opened
 
 
 @dataclass
@@ -96,13 +103,11 @@ def check_token_ids(opened: Opened, ids: Sequence[int], param: str) -> None:
         raise ApiError(400, f"{param}: token ids lie in 0 .. {size - 1}", param=param)
 
 
-def defaults_of(opened: Opened) -> dict[str, Any]:
-    """The sampling values that the model's makers recommend (generation_config.json), where they say any."""
-    config = getattr(opened.side_files, "generation_config", None) or {}
-    if config.get("do_sample") is False:
-        return {}
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    return {name: config[name] for name in names if isinstance(config.get(name), int | float)}
+def thinking_of_request(opened: Opened, effort: str | None) -> tuple[bool, int | None]:
+    """(think, at most so many tokens). A model that can think does unless told otherwise, as DeepSeek's API does."""
+    if opened.protocol.thinking != "native":
+        return False, None
+    return thinking_of(effort or "high")
 
 
 def choice_params(params: SamplingParams, index: int) -> SamplingParams:
@@ -111,73 +116,64 @@ def choice_params(params: SamplingParams, index: int) -> SamplingParams:
 
 
 def submit(
-    opened: Opened, prompt: Prompt, params: SamplingParams, *, salt: str, param: str, chat: bool
+    opened: Opened,
+    prompt: Prompt,
+    params: SamplingParams,
+    *,
+    salt: str,
+    param: str,
+    thinking_budget: int | None = None,
 ) -> Handle:
     """Queue one answer; raises ApiError when the engine refuses. Whoever submits must cancel the handle in the end."""
-    if chat and not params.ignore_eos:
-        params = replace(params, stop_token_ids=(*params.stop_token_ids, *opened.protocol.stop_ids))
+    hook = None
+    open_id, close_id = reasoning_marks(opened.protocol)
+    if thinking_budget is not None and close_id is not None and prompt.starts_in == "reasoning":
+        hook = ThinkingBudget(thinking_budget, open_id, close_id, thinking=True)
     try:
-        return opened.engine.submit(Request(prompt.ids, params, cache_salt=salt))
+        return opened.engine.submit(Request(prompt.ids, params, cache_salt=salt, logits_hook=hook))
     except ShoalError as refusal:
         raise from_shoal(refusal, param=param) from refusal
 
 
-async def events(opened: Opened, handle: Handle, prompt: Prompt, *, chat: bool) -> AsyncIterator[Event]:
-    """The events of an answer; `Finished` is the last. A chat's tokens are parsed into reasoning and content, a plain
-    completion's text is content as it is; marks of the model are in neither. Raises ApiError when the engine failed.
+async def chat_events(opened: Opened, handle: Handle, prompt: Prompt) -> AsyncIterator[Event]:
+    """The events of a chat's answer; `Finished` is the last. Marks of the model are in no part's tokens.
+
+    Raises ApiError when the engine failed.
     """
-    parser = opened.protocol.parser(prompt.starts_in) if chat else _Plain(opened.tokenizer.special_ids)
-    kind, reasoning_tokens = prompt.starts_in, 0
-    tokens: list[Piece] = []  # whose text has not come out of the parser yet
+    kind = prompt.starts_in
+    async for event in ChatStream(handle, opened.protocol, prompt.starts_in):
+        pieces = [piece for piece in event.pieces if piece.token_id not in opened.tokenizer.special_ids]
+        if event.kind == "queued":
+            yield Queued(event.position or 0)
+        elif event.progress is not None:
+            yield event.progress
+        elif event.finished is not None:
+            if pieces:
+                yield Part(kind, "", pieces)
+            yield _not_failed(event.finished)
+        else:  # a call nobody offered is shown as the text it is
+            kind = "reasoning" if event.kind == "reasoning" else "content"
+            yield Part(kind, (event.name or "") + event.text, pieces)
+
+
+async def text_events(opened: Opened, handle: Handle) -> AsyncIterator[Event]:
+    """The same for a plain completion: all text is content as it is, marks of the model left out."""
     special_ids = opened.tokenizer.special_ids
     async for event in handle:
-        if isinstance(event, Queued | PromptProgress | PromptLogprobs):
-            yield event
-        elif isinstance(event, Finished):
-            for part_kind, text in _joined(parser.finish()):
-                yield Part(part_kind, text, tokens)
-                tokens = []
-            if tokens:
-                yield Part(kind, "", tokens)
-            if event.reason == "error":
-                raise ApiError(500, "the answer could not be finished: a fault inside the engine",
-                               headers={"x-should-retry": "false"})  # fmt: skip
-            yield replace(event, usage=replace(event.usage, reasoning_tokens=reasoning_tokens))
+        if isinstance(event, Finished):
+            yield _not_failed(event)
+        elif isinstance(event, Delta):
+            pieces = [piece for piece in event.pieces if piece.token_id not in special_ids]
+            yield Part("content", "".join(piece.text for piece in pieces), pieces)
         else:
-            for piece in event.pieces:
-                if piece.token_id not in special_ids:
-                    tokens.append(piece)
-                parts = parser.push(piece.token_id, piece.text)
-                kind = parts[-1].kind if parts and parts[-1].kind != "tool_call" else kind
-                reasoning_tokens += kind == "reasoning"
-                for part_kind, text in _joined(parts):
-                    yield Part(part_kind, text, tokens)
-                    tokens = []
+            yield event
 
 
-class _Plain:
-    """The parser of a text without structure: marks are left out."""
-
-    def __init__(self, special_ids: frozenset[int]):
-        self._special_ids = special_ids
-
-    def push(self, token_id: int, text: str) -> list[Part]:
-        return [] if token_id in self._special_ids else [Part("content", text)]
-
-    def finish(self) -> list[Part]:
-        return []
-
-
-def _joined(parts: Sequence[Any]) -> list[tuple[Any, str]]:
-    """Neighbours of one kind as one; calls of tools are shown as text (this server offers none yet)."""
-    out: list[tuple[Any, str]] = []
-    for part in parts:
-        kind = "content" if part.kind == "tool_call" else part.kind
-        if out and out[-1][0] == kind:
-            out[-1] = (kind, out[-1][1] + part.text)
-        elif part.text:
-            out.append((kind, part.text))
-    return out
+def _not_failed(finished: Finished) -> Finished:
+    if finished.reason == "error":
+        raise ApiError(500, "the answer could not be finished: a fault inside the engine",
+                       headers={"x-should-retry": "false"})  # fmt: skip
+    return finished
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

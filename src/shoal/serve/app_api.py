@@ -55,7 +55,7 @@ class AppApi:
             "parameters": card.parameters,
             "parameters_active": card.parameters_active,
             "context": slot.context,
-            "thinking": card.thinking,
+            "thinking": slot.thinking,
             "licence": card.licence,
             "loaded": slot.status == "ready",
             "examples": card.examples,
@@ -68,8 +68,11 @@ class AppApi:
         if owner is None or self.door is None:
             raise ApiError(401, "this key is not known here", code="invalid_api_key")
         response = Response(status_code=204)
-        response.set_cookie(SESSION_COOKIE, self.door.open_session(owner), httponly=True, samesite="strict", path="/api",
-                            secure=request.url.scheme == "https")  # fmt: skip
+        cookie = self.door.open_session(owner)
+        secure = request.url.scheme == "https"
+        response.set_cookie(
+            SESSION_COOKIE, cookie, httponly=True, samesite="strict", path="/api", secure=secure
+        )
         return response
 
     async def load_model(self, request: Request) -> Response:

@@ -11,19 +11,22 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from shoal.data.types import Message
 from shoal.engine.handle import Handle
-from shoal.engine.types import Finished, PromptProgress, Queued, SamplingParams
+from shoal.engine.types import Finished, PromptProgress, Queued
 from shoal.errors import ShoalError
 from shoal.serve import answers
 from shoal.serve.answers import Part
 from shoal.serve.errors import ApiError
 from shoal.serve.metrics import Metrics
-from shoal.serve.models import ModelTable, Opened, Slot
+from shoal.serve.models import ModelTable, Slot
 from shoal.serve.store import Store
+
+if TYPE_CHECKING:
+    from shoal.engine.open import OpenedModel as Opened
 
 log = logging.getLogger("shoal.serve")
 
@@ -32,8 +35,6 @@ RETAIN_SECONDS = 120.0
 FLUSH_SECONDS = 1.0
 MAX_RUNNING = 16
 """Answers of one owner at once."""
-PAGE_DEFAULTS = {"temperature": 0.6, "top_p": 0.95}
-"""For the page, where neither the person nor the model's makers say anything."""
 
 
 @dataclass
@@ -193,7 +194,7 @@ class Generations:
         flusher = asyncio.ensure_future(self._flush_every_second(job))
         try:
             opened = await self._loaded(channel, job, slot)
-            final = await self._answer(channel, job, opened, history, slot, thinking, params)
+            final = await self._answer(channel, job, opened, history, thinking, params)
         except asyncio.CancelledError:
             final = {"status": "stopped"}
         except (ApiError, ShoalError) as error:
@@ -242,7 +243,6 @@ class Generations:
         job: Job,
         opened: Opened,
         history: Sequence[dict[str, Any]],
-        slot: Slot,
         thinking: str,
         params: dict[str, Any],
     ) -> dict[str, Any]:
@@ -251,19 +251,21 @@ class Generations:
         system = params.get("system")
         turns = [Message(role="system", content=system)] if system else []
         turns += [Message(role=m["role"], content=m["edited"] or m["content"]) for m in history]
-        thinks = slot.card.thinking == "native" and thinking != "off"
+        thinks, budget = answers.thinking_of_request(opened, thinking)
         prompt = await answers.render_chat(opened, answers.repaired(turns), thinking=thinks)
         limit = answers.check_room(opened, prompt, params.get("max_tokens"), "content")
         chosen = {
             name: params[name] for name in ("temperature", "top_p", "seed") if params.get(name) is not None
         }
-        sampling = SamplingParams(**(PAGE_DEFAULTS | answers.defaults_of(opened) | chosen), max_tokens=limit)
-        job.handle = answers.submit(opened, prompt, sampling, salt=job.owner, param="content", chat=True)
+        sampling = replace(opened.defaults, **chosen, max_tokens=limit)
+        job.handle = answers.submit(
+            opened, prompt, sampling, salt=job.owner, param="content", thinking_budget=budget
+        )
         if job.stopped:
             job.handle.cancel()
         finished: Finished | None = None
         try:
-            async for event in answers.events(opened, job.handle, prompt, chat=True):
+            async for event in answers.chat_events(opened, job.handle, prompt):
                 if isinstance(event, Queued):
                     job.status = "queued"
                     channel.put({"type": "queued", "message": message_id, "position": event.position})

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from shoal.errors import ShoalError
 from shoal.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from shoal.engine.open import OpenedModel as Opened
 
 log = logging.getLogger("shoal.serve")
 
@@ -24,17 +27,7 @@ MAX_LOADED = 3
 """Models in memory at once; the one idle for longest leaves first."""
 
 
-class Opened(Protocol):
-    """What the server uses of an opened model (`shoal.engine.open.OpenedModel`)."""
-
-    config: Any
-    tokenizer: Any
-    protocol: Any
-    engine: Any
-    side_files: Any
-
-
-Opener = Callable[[str, Progress], Opened]
+Opener = Callable[[str, Progress], "Opened"]
 
 
 @dataclass
@@ -69,6 +62,11 @@ class Slot:
     @property
     def context(self) -> int:
         return self.opened.engine.max_model_len if self.opened else self.card.context
+
+    @property
+    def thinking(self) -> str:
+        """Known for certain once the tokenizer has been read."""
+        return self.opened.protocol.thinking if self.opened else self.card.thinking
 
     def state(self) -> dict[str, Any]:
         fields = ("status", "bytes_done", "bytes_total", "error")
@@ -133,7 +131,9 @@ class ModelTable:
         """The model, loaded if it is not yet. Leaving early does not stop the load. Raises ApiError."""
         slot = self.slot(name)
         slot.used_at = time.monotonic()
-        return slot.opened or await asyncio.shield(self.start_loading(name))
+        if slot.opened is not None:
+            return slot.opened
+        return await asyncio.shield(self.start_loading(name))
 
     async def _load(self, slot: Slot) -> Opened:
         def progress(done: int, total: int) -> None:
@@ -163,8 +163,10 @@ class ModelTable:
         for slot in loaded[: max(len(loaded) + 1 - self._max_loaded, 0)]:
             stats = slot.opened.engine.stats() if slot.opened else None
             if stats and not stats.running and not stats.waiting:
-                opened, slot.opened, slot.loading, slot.status = slot.opened, None, None, "unloaded"
-                await asyncio.to_thread(opened.engine.close)  # type: ignore[union-attr]
+                engine = slot.opened.engine if slot.opened else None
+                slot.opened, slot.loading, slot.status = None, None, "unloaded"
+                if engine is not None:
+                    await asyncio.to_thread(engine.close)
 
     def totals(self) -> dict[str, float]:
         """Sums over all engines, for /metrics."""

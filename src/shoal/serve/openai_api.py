@@ -8,8 +8,8 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -23,10 +23,13 @@ from shoal.serve.answers import Part, Prompt
 from shoal.serve.body import parse_object, read_body, validated
 from shoal.serve.errors import ApiError, bad_field
 from shoal.serve.metrics import Metrics
-from shoal.serve.models import ModelTable, Opened, Slot
+from shoal.serve.models import ModelTable, Slot
 from shoal.serve.reply import Reply, while_connected
 from shoal.serve.schemas import ChatRequest, CompletionRequest, Sampling
 from shoal.serve.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from shoal.engine.open import OpenedModel as Opened
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
@@ -81,7 +84,7 @@ class OpenAIApi:
                 "size": card.size_bytes,
                 "n_ctx": slot.context,
                 "languages": list(card.languages),
-                "thinking": card.thinking,
+                "thinking": slot.thinking,
                 "license": card.licence,
             },
             "status": {"value": {"ready": "loaded", "error": "failed"}.get(slot.status, slot.status)},
@@ -126,7 +129,7 @@ class OpenAIApi:
     async def _chat(self, owner: str, request: ChatRequest, reply: Reply) -> None:
         slot = self.models.slot(request.model)
         opened = await self.models.open(request.model)
-        thinking = slot.card.thinking == "native" and request.effort() != "off"
+        thinking, budget = answers.thinking_of_request(opened, request.effort())
         prompt = await answers.render_chat(opened, request.parsed_messages(), thinking=thinking)
         limit = self._limit(opened, prompt, request.limit, "messages", reply)
         params = sampling_params(
@@ -134,10 +137,9 @@ class OpenAIApi:
         )
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": slot.card.id,
                 "system_fingerprint": f"shoal-{shoal.__version__}"}  # fmt: skip
-        with self._submitted(
-            opened, [prompt] * (request.n or 1), params, request, owner, chat=True
-        ) as handles:
-            streams = [answers.events(opened, handle, prompt, chat=True) for handle in handles]
+        prompts = [prompt] * (request.n or 1)
+        with self._submitted(opened, prompts, params, request, owner, "messages", budget) as handles:
+            streams = [answers.chat_events(opened, handle, prompt) for handle in handles]
             if request.stream:
                 await self._stream_chat(
                     opened, request, streams, head | {"object": "chat.completion.chunk"}, reply
@@ -162,17 +164,19 @@ class OpenAIApi:
         params: SamplingParams,
         request: Sampling,
         owner: str,
-        *,
-        chat: bool,
+        param: str,
+        thinking_budget: int | None = None,
     ) -> Iterator[list[Handle]]:
         """All answers of a request in the engine; whatever happens, none of them goes on when the block is left."""
         handles: list[Handle] = []
         try:
             for index, prompt in enumerate(prompts):
                 one = answers.choice_params(params, index)
-                param = "messages" if chat else "prompt"
+                salt = request.salt(owner)
                 handles.append(
-                    answers.submit(opened, prompt, one, salt=request.salt(owner), param=param, chat=chat)
+                    answers.submit(
+                        opened, prompt, one, salt=salt, param=param, thinking_budget=thinking_budget
+                    )
                 )
             yield handles
         finally:
@@ -292,10 +296,8 @@ class OpenAIApi:
         params = sampling_params(opened, request, min(limits), request.logprobs)
         head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
                 "model": slot.card.id, "system_fingerprint": f"shoal-{shoal.__version__}"}  # fmt: skip
-        with self._submitted(opened, prompts, params, request, owner, chat=False) as handles:
-            streams = [
-                answers.events(opened, h, p, chat=False) for h, p in zip(handles, prompts, strict=True)
-            ]
+        with self._submitted(opened, prompts, params, request, owner, "prompt") as handles:
+            streams = [answers.text_events(opened, handle) for handle in handles]
             writers = [CompletionWriter(opened, request, prompt) for prompt in prompts]
             await self._write_completion(opened, request, streams, writers, head, reply)
 
@@ -431,8 +433,9 @@ def sampling_params(opened: Opened, request: Sampling, limit: int, logprobs: int
     )
     said = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
     echo = isinstance(request, CompletionRequest) and request.echo and logprobs is not None
-    return SamplingParams(
-        **(answers.defaults_of(opened) | said),
+    return replace(
+        opened.defaults,
+        **said,
         logit_bias=bias,
         seed=request.seed,
         stop=tuple(request.stop or ()),
@@ -479,8 +482,6 @@ async def merged(streams: Sequence[AsyncIterator[answers.Event]]) -> AsyncIterat
 
 def summed(finished: Sequence[Finished], prompts: int) -> Finished:
     """The answers of one request as one: tokens add up, an answer's share of a common prompt counts once."""
-    from dataclasses import replace
-
     first = finished[0]
     if len(finished) == 1:
         return first

@@ -1,4 +1,4 @@
-"""Writing an answer that may take long: server-sent events or one JSON object, with signs of life while it is silent."""
+"""Writing an answer that may take long: server-sent events or one JSON object, with signs of life in silence."""
 
 from __future__ import annotations
 

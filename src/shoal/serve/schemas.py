@@ -227,7 +227,7 @@ class ChatRequest(Sampling):
         if not isinstance(shape, dict) or shape.get("type") not in kinds:
             raise bad_field(
                 "response_format",
-                "response_format: expected {'type': 'text' | 'json_object' | 'json_schema'}",
+                "response_format: expected {'type': 'text'} or a JSON type",
             )
         if shape["type"] != "text":
             raise not_yet("response_format", f"the type {shape['type']} is")

