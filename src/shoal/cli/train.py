@@ -1,0 +1,63 @@
+"""`shoal train`: a recipe, a run folder, a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from shoal.errors import UsageError
+
+
+def command(
+    context: typer.Context,
+    recipe: Path | None = typer.Argument(
+        None, help="The recipe (TOML). With --resume: the run's own, if left out."
+    ),
+    run: Path | None = typer.Option(None, help="The run folder. Default: runs/NAME of the recipe."),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the run's newest saved state."),
+    seconds: float | None = typer.Option(
+        None, help="A time budget: schedules end in time, whatever the tokens."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object about the result on stdout."),
+) -> None:
+    """Train a model from a recipe: tokenizer, pre-training, fine-tuning, draft module, checkpoint, report.
+
+    Every key of a recipe can be overridden as --section.key value. A run that was killed goes on with --resume and
+    ends in the same weights.
+
+    Examples:
+
+      shoal train recipes/nano.toml
+
+      shoal train recipes/nano.toml --run runs/quick --seconds 600
+
+      shoal train recipes/nano.toml --train.lr 3e-3 --run.threads 4
+
+      shoal train --resume --run runs/nano
+    """
+    from shoal.train.recipe import load_recipe
+
+    if recipe is None:
+        if not (resume and run):
+            raise UsageError(
+                "no recipe given", hint="shoal train recipes/nano.toml, or --resume --run FOLDER"
+            )
+        recipe = run / "recipe.toml"
+    loaded = load_recipe(recipe, context.args)
+    folder = run or Path("runs") / loaded.run.name
+
+    from shoal.train.run import train
+
+    outcome = train(loaded, folder, resume=resume, seconds=seconds, shown=True)
+    result: dict[str, Any] = {
+        "folder": str(outcome.folder),
+        "checkpoint": str(outcome.checkpoint),
+        "finished": outcome.finished,
+        "measures": outcome.measures,
+        "receipt": outcome.receipt.to_dict() if outcome.receipt else None,
+    }
+    if as_json:
+        typer.echo(json.dumps(result))

@@ -1,0 +1,225 @@
+"""A run from a recipe to a checkpoint: tokenizer, pre-training, fine-tuning, MTP module, in one folder.
+
+The folder: `recipe.toml` (resolved), `tokenizer/`, `log.jsonl`, `state/` (for `--resume`), `checkpoint/` (in Hugging
+Face's form, with receipt.json) and `report.html`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+import shoal.data
+from shoal.cost.receipt import Receipt
+from shoal.data.chat import protocol_for
+from shoal.data.tokenizer import Tokenizer, load_tokenizer
+from shoal.errors import ShoalError, UsageError
+from shoal.files import atomic_write_text, read_text
+from shoal.model.checkpoint.save import FolderDtype, save_checkpoint
+from shoal.model.config import ModelConfig
+from shoal.model.init import init_weights
+from shoal.model.transformer import CausalLM
+from shoal.ops.malloc import keep_freed_memory
+from shoal.ops.probe import probe
+from shoal.train import machine as machines
+from shoal.train.events import Live, Log, TensorBoard
+from shoal.train.optim import Optimizer
+from shoal.train.recipe import Recipe, StageRecipe, changed_fields
+from shoal.train.rows import run_tokenizer
+from shoal.train.stage import Stage
+from shoal.train.state import State, load_state
+from shoal.train.world import World
+
+STAGES = ("train", "sft", "mtp")
+
+
+@dataclass
+class Outcome:
+    """What a run leaves."""
+
+    folder: Path
+    checkpoint: Path
+    finished: bool
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """stage -> what was measured after it (held-out bits per byte; MTP: acceptance)."""
+    receipt: Receipt | None = None
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    seconds: float | None = None,
+    shown: bool = False,
+) -> Outcome:
+    """Run a recipe in `folder`.
+
+    `resume` goes on from the newest state (from the start if there is none). `stop_after` stops, with a saved state,
+    after that many optimizer steps of this call. `seconds` is a time budget for all stages together: schedules then
+    end in time, whatever the tokens. `shown` draws the live line on stderr. Raises ShoalError.
+    """
+    return Run(recipe, Path(folder), resume=resume, seconds=seconds, shown=shown).go(stop_after)
+
+
+def deepseek_template() -> str:
+    """DeepSeek-V3.1's chat template, for engines that know no protocol but jinja."""
+    return read_text(Path(shoal.data.__file__).parent / "chat_templates" / "deepseek_v31.jinja")
+
+
+class Run:
+    """One run folder and everything that moves in it. Use `train`."""
+
+    def __init__(self, recipe: Recipe, folder: Path, *, resume: bool, seconds: float | None, shown: bool):
+        self.recipe, self.folder, self.seconds = recipe, folder, seconds
+        keep_freed_memory()
+        state = load_state(folder / "state")
+        if state and not resume:
+            raise UsageError(
+                f"{folder} already holds a run",
+                hint="Use --resume to go on with it, or another --run folder.",
+            )
+        self.state = state
+        saved = state.values if state else {}
+        if state and (changes := changed_fields(saved["recipe"], recipe.to_dict())):
+            raise UsageError(
+                "the recipe is not the one this run was started with:\n  " + "\n  ".join(changes),
+                hint="Go on with the old recipe (shoal train --resume --run FOLDER), or start a new --run folder.",
+            )
+        chosen = saved.get("machine", {})
+        self.machine = machines.choose(
+            recipe.run.device,
+            chosen.get("dtype", recipe.run.dtype),
+            recipe.run.threads or chosen.get("threads", 0),
+        )
+        self.device = torch.device(self.machine.device)
+        self.world = World.from_environment(self.device)
+        self.live = Live(shown=shown and self.world.rank == 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.world.rank == 0:
+            atomic_write_text(folder / "recipe.toml", recipe.to_toml())
+        self.log = Log(folder / "log.jsonl", keep_lines=saved.get("log_lines", 0))
+        self.board = TensorBoard(folder / "tensorboard") if recipe.run.tensorboard else None
+        self.tokenizer = self._tokenizer()
+        self.protocol = protocol_for(self.tokenizer, model_type=recipe.model["model_type"])
+        self.config = self._config(self.tokenizer)
+        self.network = self._network()
+        self.measures: dict[str, dict[str, float]] = saved.get("measures", {})
+        self.receipt = Receipt.from_dict(saved["receipt"]) if saved.get("receipt") else None
+        self.peak = probe(self.machine.device).gemm_flops_per_second.get(self.machine.dtype)
+        self.steps_before, self.steps_of_this_call = saved.get("steps", 0), 0
+
+    # ---- the parts
+
+    def _tokenizer(self) -> Tokenizer:
+        place = self.folder / "tokenizer"
+        if not place.is_dir() and self.world.rank == 0:
+            self.live.say("training the tokenizer")
+            run_tokenizer(self.recipe, place)
+        self.world.barrier()
+        return load_tokenizer(place)
+
+    def _config(self, tokenizer: Tokenizer) -> ModelConfig:
+        eos = list(tokenizer.eos_ids)
+        values = {
+            **self.recipe.model,
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+            "pad_token_id": tokenizer.pad_id,
+        }
+        if tokenizer.vocab_size > values["vocab_size"]:
+            raise ShoalError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size is {values['vocab_size']}",
+                hint="Raise model.vocab_size in the recipe.",
+            )
+        return ModelConfig.from_dict(values)
+
+    def _network(self) -> CausalLM:
+        network = CausalLM(self.config, mtp=self.recipe.mtp.tokens > 0)
+        if self.state:
+            network.load_state_dict(self.state.tensors["network"])
+        else:
+            init_weights(network, seed=self.recipe.run.seed, scheme=self.recipe.run.init)
+        return network.to(self.device)
+
+    def trained_parameters(self, stage: str) -> dict[str, nn.Parameter]:
+        """What a stage moves: the MTP stage its modules alone, the others everything else."""
+        first_draft = self.config.num_hidden_layers
+        chosen = {}
+        for name, parameter in self.network.named_parameters():
+            layer = name.split(".")[2] if name.startswith("model.layers.") else "-1"
+            parameter.requires_grad_((int(layer) >= first_draft) == (stage == "mtp"))
+            if parameter.requires_grad:
+                chosen[name] = parameter
+        return chosen
+
+    # ---- the way
+
+    def go(self, stop_after: int | None) -> Outcome:
+        try:
+            finished = self._stages(stop_after)
+        finally:
+            self.live.end()
+            self.log.close()
+            if self.board:
+                self.board.close()
+            self.world.close()
+        return Outcome(self.folder, self.folder / "checkpoint", finished, self.measures, self.receipt)
+
+    def _stages(self, stop_after: int | None) -> bool:
+        optimizer: Optimizer | None = None
+        resumed = self.state.values["stage"] if self.state else STAGES[0]
+        for stage in STAGES:
+            recipe: StageRecipe = getattr(self.recipe, stage)
+            if not recipe.tokens or STAGES.index(stage) < STAGES.index(resumed):
+                continue
+            runner = Stage(self, stage, recipe, previous=optimizer)
+            optimizer = runner.trainer.optimizer
+            left = None if stop_after is None else stop_after - self.steps_of_this_call
+            if not runner.run(left):
+                return False
+        if self.world.rank == 0:
+            self.live.say(f"done: {self.folder / 'checkpoint'}")
+        return True
+
+    def take_state(self, stage: str) -> State | None:
+        """The state this run was resumed from, once, for the stage it belongs to."""
+        if self.state and self.state.values["stage"] == stage:
+            state, self.state = self.state, None
+            return state
+        return None
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """The network as it is, in Hugging Face's form, with tokenizer and receipt."""
+        save_checkpoint(
+            folder,
+            self.network,
+            dtype=cast(FolderDtype, self.recipe.run.checkpoint_dtype),
+            tokenizer_files=self.tokenizer.save,
+            generation_config=self.generation_config(),
+            chat_template=self.tokenizer.chat_template or deepseek_template(),
+            receipt=self.receipt.to_dict() if self.receipt else None,
+        )
+
+    def generation_config(self) -> dict[str, Any]:
+        """How the model likes to be sampled: cool, because a small model's second thoughts are worse."""
+        return {
+            "bos_token_id": self.config.bos_token_id,
+            "eos_token_id": self.config.eos_token_id,
+            "pad_token_id": self.config.pad_token_id,
+            "do_sample": True,
+            "temperature": 0.3,
+            "top_p": 0.95,
+        }
+
+    def stage_seconds(self, stage: str) -> float | None:
+        """The stage's part of the time budget, by tokens."""
+        if not self.seconds:
+            return None
+        tokens = {name: getattr(self.recipe, name).tokens for name in STAGES}
+        return self.seconds * tokens[stage] / sum(tokens.values())

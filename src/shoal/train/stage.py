@@ -1,0 +1,209 @@
+"""One stage of a run: the trainer with its hooks; then save, write the checkpoint, measure - in this order."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shoal.cost.meter import Meter
+from shoal.model import counts
+from shoal.train.average import WeightAverage
+from shoal.train.loop import Objective, Progress, StepRecord, Trainer
+from shoal.train.measure import draft_acceptance, heldout_bits_per_byte
+from shoal.train.objective import DraftObjective, NextToken
+from shoal.train.optim import Optimizer
+from shoal.train.recipe import StageRecipe, value_at
+from shoal.train.router import RouterBalance
+from shoal.train.rows import PackedRows
+from shoal.train.state import State, save_state
+
+if TYPE_CHECKING:
+    from shoal.train.run import Run
+
+
+class Stage:
+    """`name` is train, sft or mtp. Starts from the run's saved state where that is of this stage."""
+
+    def __init__(self, run: Run, name: str, recipe: StageRecipe, *, previous: Optimizer | None):
+        self.owner, self.name, self.recipe = run, name, recipe
+        drafts = name == "mtp"
+        self.named = run.trained_parameters(name)
+        optimizer = Optimizer(self.named.items(), recipe)
+        if previous is not None and not drafts:
+            optimizer.load(previous.state())  # fine-tuning goes on with pre-training's momenta
+        objective: Objective = (DraftObjective if drafts else NextToken)(run.network, recipe)
+        trunk = run.config.num_hidden_layers
+        layers = range(trunk, run.config.num_layers_with_mtp) if drafts else range(trunk)
+        router = RouterBalance(run.network, set(layers))
+        self.rows = PackedRows(run.recipe, name, run.tokenizer, world=run.world)
+        self.trainer = Trainer(
+            recipe,
+            objective,
+            self.rows,
+            optimizer,
+            router=router if router.biases else None,
+            world=run.world,
+            device=run.device,
+            autocast=run.machine.autocast,
+            seconds=run.stage_seconds(name),
+        )
+        self.average = WeightAverage(self.named, recipe.average_fraction)
+        self.parent = run.receipt
+        meter_state: dict[str, Any] = {"kind": name}
+        state = run.take_state(name)
+        if state:
+            meter_state |= state.values["meter"]
+            self._restore(state)
+        self.meter = Meter(
+            device=run.machine.device,
+            dtype=run.machine.dtype,
+            threads=run.machine.threads,
+            processes=run.world.size,
+            **meter_state,
+        )
+        self.window: list[StepRecord] = []
+        self.last_save = self.last_shown = time.monotonic()
+        self.started = (time.monotonic(), self.trainer.fraction_done)
+
+    def run(self, stop_after: int | None) -> bool:
+        """Train to the end of the stage and finish it; False when `stop_after` steps came first."""
+        trainer, owner = self.trainer, self.owner
+        limit = None if stop_after is None else trainer.progress.step + stop_after
+        owner.live.begin(self.name, self.recipe.tokens)
+        self.meter.start()
+        trainer.run([self._count, self._log, self._save_in_time], stop_after=limit)
+        self.meter.stop()
+        owner.live.end()
+        self.save()  # first of all: nothing that follows may lose the work
+        if trainer.fraction_done < 1.0:
+            return False
+        self.average.apply()
+        self._checkpoint()
+        self._measure()
+        self._checkpoint()  # once more, with what was measured in its receipt
+        return True
+
+    # ---- hooks
+
+    def _count(self, trainer: Trainer, record: StepRecord) -> None:
+        self.owner.steps_of_this_call += 1
+        self.average.add(trainer.fraction_done)
+        self.meter.add(tokens=record.step_tokens, flops=record.step_tokens * self._flops_per_token(record))
+        self.window.append(record)
+
+    def _flops_per_token(self, record: StepRecord) -> float:
+        config, context = self.owner.config, value_at(self.recipe.row_length, record.fraction_before)
+        if self.name != "mtp":
+            return counts.flops_per_token(config, context, training=True)
+        trunk = counts.flops_per_token(config, context, training=False)  # it runs forwards only
+        return trunk + 3 * (counts.flops_per_token(config, context, training=False, mtp=True) - trunk)
+
+    def _log(self, trainer: Trainer, record: StepRecord) -> None:
+        due = trainer.progress.step % self.owner.recipe.run.log_steps == 0 or trainer.fraction_done >= 1.0
+        if not due:
+            return
+        window, self.window = self.window, []
+        seconds = sum(r.seconds for r in window)
+        good = [r for r in window if not r.skipped] or window
+        weight = sum(r.step_tokens for r in good) or 1
+        done = trainer.fraction_done
+        began, done_then = self.started
+        left = (time.monotonic() - began) * (1 - done) / (done - done_then) if done > done_then else None
+
+        def mean(value: Any) -> float:
+            return sum(value(r) * r.step_tokens for r in good) / weight
+
+        line: dict[str, Any] = {
+            "stage": self.name,
+            "step": record.step,
+            "tokens": record.tokens,
+            "loss": mean(lambda r: r.losses[next(iter(r.losses))]),
+            "bits_per_byte": mean(lambda r: r.bits_per_byte),
+            "tokens_per_second": sum(r.step_tokens for r in window) / seconds,
+            "max_violation": mean(lambda r: r.max_violation),
+            "lr_scale": record.lr_scale,
+            "grad_norm": mean(lambda r: r.grad_norm),
+            "skipped": trainer.progress.skipped,
+            "seconds": self.meter.seconds,
+            "joules": self.meter.joules,
+            "usd": self.meter.usd,
+            "seconds_left": left,
+        }
+        for key in record.losses:
+            line[f"loss_{key}"] = mean(lambda r, key=key: r.losses[key])
+        if self.owner.world.rank == 0:
+            self.owner.log.write(line)
+            if self.owner.board:
+                self.owner.board.write(line)
+            self.owner.live.update(line, done, self.recipe.tokens)
+
+    def _save_in_time(self, trainer: Trainer, record: StepRecord) -> None:
+        if time.monotonic() - self.last_save >= self.owner.recipe.run.save_seconds:
+            self.save()
+
+    # ---- state
+
+    def save(self) -> None:
+        """Write the state of everything that moves (rank 0; all ranks hold the same)."""
+        self.last_save = time.monotonic()
+        if self.owner.world.rank == 0:
+            steps = self.owner.steps_before + self.owner.steps_of_this_call
+            save_state(self.owner.folder / "state", steps, self._state(steps))
+
+    def _state(self, steps: int) -> State:
+        owner, trainer = self.owner, self.trainer
+        values = {
+            "stage": self.name,
+            "steps": steps,
+            "recipe": owner.recipe.to_dict(),
+            "machine": asdict(owner.machine),
+            "progress": asdict(trainer.progress),
+            "rows": self.rows.state(),
+            "meter": self.meter.state(),
+            "averaged": self.average.count,
+            "receipt": self.parent.to_dict() if self.parent else None,
+            "measures": owner.measures,
+            "log_lines": len(owner.log.lines),
+        }
+        tensors = {
+            "network": owner.network.state_dict(),
+            "optimizer": trainer.optimizer.state(),
+            "average": self.average.means,
+            "random": {"torch": torch.get_rng_state()},
+        }
+        return State({name: part for name, part in tensors.items() if part}, values)
+
+    def _restore(self, state: State) -> None:
+        self.trainer.progress = Progress(**state.values["progress"])
+        self.trainer.optimizer.load(state.tensors["optimizer"])
+        self.rows.restore(state.values["rows"])
+        self.average.load(state.tensors.get("average", {}), state.values["averaged"])
+        torch.set_rng_state(state.tensors["random"]["torch"])
+
+    # ---- the end of a stage
+
+    def _measure(self) -> None:
+        owner = self.owner
+        tokens = owner.recipe.run.eval_tokens
+        if not tokens or owner.world.rank:
+            return
+        rows = PackedRows(owner.recipe, self.name, owner.tokenizer, split="validation")
+        measure = draft_acceptance if self.name == "mtp" else heldout_bits_per_byte
+        result = measure(owner.network, rows, tokens, autocast=owner.machine.autocast)
+        owner.measures[self.name] = result
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in result.items() if math.isfinite(value))
+        owner.live.say(f"{self.name}: held-out {shown}")
+        owner.log.write({"stage": self.name, "event": "measured", **result})
+
+    def _checkpoint(self) -> None:
+        owner = self.owner
+        details = {"recipe": owner.recipe.run.name, "stage": self.name, **owner.measures.get(self.name, {})}
+        owner.receipt = self.meter.receipt(
+            parent=self.parent, peak_flops_per_second=owner.peak, details=details
+        )
+        if owner.world.rank == 0:
+            owner.write_checkpoint(owner.folder / "checkpoint")
