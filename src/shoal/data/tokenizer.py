@@ -405,7 +405,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096, digits: str = 
         ],
         "special_tokens": {BOS: {"id": BOS, "ids": [0], "tokens": [BOS]}},
     }
-    return Tokenizer(spec, bos=BOS, eos=(EOS,), pad=PAD, add_bos=True)
+    template = (Path(__file__).parent / "deepseek_v31.jinja").read_text(encoding="utf-8")
+    return Tokenizer(spec, bos=BOS, eos=(EOS,), pad=PAD, add_bos=True, chat_template=template)
 
 
 def _added_token(token_id: int, content: str, *, special: bool) -> dict[str, Any]:
