@@ -103,7 +103,9 @@ def _check_letters(task: Task, text: str) -> bool:
     parts = [c for c in answer if c not in "-・"] if separated else list(answer)
     gap = r"[\s\-,.・、]{1,3}" if separated else r"[\s\-,.・、]{0,3}"
     edge = "a-z0-9" if task.language == "en" else "ぁ-んァ-ヶ"
-    pattern = rf"(?<![{edge}\-・]){gap.join(re.escape(p) for p in parts)}(?![\-・]?[{'a-z0-9' if task.language == 'en' else ''}\-・])"
+    after = "a-z0-9" if task.language == "en" else ""
+    letters = gap.join(re.escape(part) for part in parts)
+    pattern = rf"(?<![{edge}\-・]){letters}(?![\-・]?[{after}\-・])"
     return re.search(pattern, text) is not None
 
 

@@ -5,6 +5,7 @@ Fields: {n} hero, {f} friend, {he} {He} {his} {him} the hero's pronouns, {fhe} {
 {animal} {an_animal}; {food}; {k} a number; {weather} {day} {part}. Beat names ending in "?" may be left out.
 A question is (beat that tells it, field that answers it, questions, replies).
 """
+# ruff: noqa: E501 - a sentence stays on one line
 
 from __future__ import annotations
 
@@ -1375,14 +1376,18 @@ PLOTS = (
     ),
 )
 
-SKILLS = (
-    ("swim", "泳ぐ"),
-    ("ride a bicycle", "自転車に乗る"),
-    ("sing", "上手に歌う"),
-    ("dance", "踊る"),
-    ("draw a horse", "馬の絵をかく"),
-    ("climb a tree", "木に登る"),
-    ("jump high", "高く跳ぶ"),
-    ("play the drum", "太鼓をたたく"),
+# What can be learned, and where.
+SKILLS = tuple(
+    (en, ja, frozenset(places.split()))
+    for en, ja, places in (
+        ("swim", "泳ぐ", "river sea lake"),
+        ("ride a bicycle", "自転車に乗る", "park hill farm"),
+        ("sing", "上手に歌う", "school garden park hill"),
+        ("dance", "踊る", "school garden park"),
+        ("draw a horse", "馬の絵をかく", "farm school zoo"),
+        ("climb a tree", "木に登る", "forest garden park"),
+        ("jump high", "高く跳ぶ", "park school hill"),
+        ("play the drum", "太鼓をたたく", "school garden hill"),
+    )
 )
 ROOMS = (("kitchen", "台所"), ("garden", "庭"), ("hall", "廊下"), ("bathroom", "お風呂場"), ("attic", "屋根裏"), ("cellar", "地下室"))  # fmt: skip

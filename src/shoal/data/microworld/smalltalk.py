@@ -1,4 +1,5 @@
 """Talk without a checkable answer: greetings, who the model is and what it can do, thanks, feelings, polite refusals."""
+# ruff: noqa: E501 - a sentence stays on one line
 
 from __future__ import annotations
 

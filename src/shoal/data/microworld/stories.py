@@ -1,11 +1,16 @@
 """Stories told from the plots: a state is drawn first, the sentences and the questions follow from it."""
+# ruff: noqa: E501 - a sentence stays on one line
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from shoal.data.microworld import plots, words
 from shoal.data.microworld.world import Draw, Task
+
+Named = TypeVar("Named", words.Thing, words.Place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,37 +24,54 @@ class Story:
     names: tuple[str, str]
 
 
-def tell(draw: Draw, plot: plots.Plot | None = None, **wanted: words.Thing | words.Place) -> Story:
-    """A story of 5 to 11 sentences. `wanted` fixes the `thing`, `animal`, `food` or `place` that it is about."""
+ANYWHERE = frozenset(p.en for p in words.PLACES) - {"kitchen", "hospital"}
+INDOORS = frozenset(("library", "station", "museum", "kitchen", "school", "shop"))
+PLACES_OF = {
+    "birthday": frozenset(("shop", "market", "museum")),
+    "rain": frozenset(("park", "river", "sea", "forest", "garden", "farm", "lake", "hill")),
+    "trip": frozenset(("sea", "forest", "farm", "zoo", "lake", "hill", "museum", "river")),
+}
+FRAGILE = frozenset(("cup", "lamp", "drum", "watch", "umbrella", "doll", "kite", "bell", "box"))
+TOYS = frozenset(("ball", "doll", "drum", "bell", "coin", "box", "kite"))
+ALL_THINGS = frozenset(t.en for t in words.OBJECTS)
+THINGS_OF = {"broken": FRAGILE, "rain": TOYS}
+SMALL = frozenset(("cat", "dog", "bird", "mouse", "frog", "duck", "rabbit"))
+
+
+def _named(items: Sequence[Named], names: frozenset[str]) -> list[Named]:
+    return [item for item in items if item.en in names]
+
+
+def tell(draw: Draw, plot: plots.Plot | None = None, **wanted: words.Thing) -> Story:
+    """A story of 5 to 11 sentences. `wanted` fixes the `thing`, `animal` or `food` that it is about."""
     plot = plot or draw.pick(plots.PLOTS)
     hero, friend = draw.people(2)
-    thing = wanted.get("thing") or draw.pick(words.OBJECTS)
-    animal = wanted.get("animal") or draw.pick(words.ANIMALS[:11])
+    thing = wanted.get("thing") or draw.pick(_named(words.OBJECTS, THINGS_OF.get(plot.name, ALL_THINGS)))
+    animal = wanted.get("animal") or draw.pick(
+        _named(words.ANIMALS, SMALL) if plot.name == "noise" else words.ANIMALS[:11]
+    )
     food = wanted.get("food") or draw.pick(words.FRUITS + words.FOODS[:4])
-    places = draw.some([p for p in words.PLACES if p.en not in ("kitchen", "hospital")], 2)
-    if "place" in wanted:
-        places = [wanted["place"], next(p for p in places if p is not wanted["place"])]  # type: ignore[list-item]
-    elif plot.name in ("birthday",):
-        places = [draw.pick([p for p in words.PLACES if p.en in ("shop", "market", "museum")]), places[0]]
-    elif plot.name in ("rain", "learn"):
-        places[0] = draw.pick([p for p in words.OUTSIDE if p is not places[1]])
-    if plot.name == "rain":
-        inside = [
-            p
-            for p in words.PLACES
-            if p.en in ("library", "station", "museum", "kitchen", "school", "shop") and p is not places[0]
-        ]
-        places[1] = draw.pick(inside)
+    skill_en, skill_ja, skill_places = draw.pick(plots.SKILLS)
+    where = skill_places if plot.name == "learn" else PLACES_OF.get(plot.name, ANYWHERE)
+    first = draw.pick(_named(words.PLACES, where))
+    second = draw.pick(
+        [p for p in _named(words.PLACES, INDOORS if plot.name == "rain" else ANYWHERE) if p is not first]
+    )
+    places = (first, second)
+    colours = (
+        words.COLOURS
+        if plot.name != "garden"
+        else [c for c in words.COLOURS if c[0] not in ("black", "green", "brown")]
+    )
     colour, weather, day, part = (
-        draw.pick(words.COLOURS),
+        draw.pick(colours),
         draw.pick(words.WEATHERS),
         draw.pick(words.DAYS),
         draw.pick(words.DAYPARTS),
     )
     if plot.name == "noise":
         weather = draw.pick(words.WEATHERS[1:4])
-    skill, room, vehicle, k = (
-        draw.pick(plots.SKILLS),
+    room, vehicle, k = (
         draw.pick(plots.ROOMS),
         draw.pick(words.VEHICLES[1:4]),
         draw.number(2, 9),
@@ -63,7 +85,13 @@ def tell(draw: Draw, plot: plots.Plot | None = None, **wanted: words.Thing | wor
             f"to{suffix}": place.to,
         }
     i = 1 if draw.ja else 0
-    fields |= {"day": day[i], "part": part[i], "weather": weather[i], "skill": skill[i], "room": room[i]}
+    fields |= {
+        "day": day[i],
+        "part": part[i],
+        "weather": weather[i],
+        "skill": skill_ja if draw.ja else skill_en,
+        "room": room[i],
+    }
     if draw.ja:
         described = f"{colour[2]}{thing.ja}" if draw.chance(0.7) else thing.ja
         fields |= {

@@ -1,5 +1,6 @@
 """The words of the small world, English and Japanese side by side. Small and regular on purpose: a model of a few
 million parameters can learn all of it."""
+# ruff: noqa: E501 - a sentence stays on one line
 
 from __future__ import annotations
 
@@ -17,12 +18,15 @@ BOYS = (
     "Sean Theo Victor Alan Bruno Colin David Edgar Frank Glen Henry Isaac Jason Kevin Liam Martin Neil Otto Ralph "
     "Simon Toby Alex Brian Chris Dennis Ernest Fred George Harry Ian Joe Kenji Lars Mario Nils Peter"
 ).split()
-PEOPLE_JA = (
+GIRLS_JA = (
     "さくら ゆき はな まい あい なお みほ りな ゆい あかり ひかり ももこ かおり さゆり めぐみ ちひろ まゆみ のぞみ えり あや "
-    "なつみ みさき ほのか かな けいこ ようこ ゆみこ まりこ るい くみ ゆうた しょうた だいき りく そうた はると こうた ひろし "
-    "まさと さとる つよし あきら まこと しんじ ようすけ たくや なおき かずや てつや ともや けいた けんじ たかし いさむ 太郎 花子 "
-    "健太 翔太 大輔 一郎 次郎 拓也 直樹 和也 達也 健一 正夫 光男 洋子 美咲 由美 恵子 京子 明美 優子 愛子 春子 夏子 秋子 冬美 "
-    "千夏 美里 信子 良子 文男 真由美 友子 春男 大地 一樹 二郎 三郎 香織 ケン リサ エミ マリ ジュン レイ ナナ ユウ"
+    "なつみ みさき ほのか かな けいこ ようこ ゆみこ まりこ るい くみ 花子 洋子 美咲 由美 恵子 京子 明美 優子 愛子 春子 夏子 秋子 "
+    "冬美 千夏 美里 信子 良子 真由美 友子 香織 リサ エミ マリ ナナ サキ ミカ アヤ"
+).split()
+BOYS_JA = (
+    "ゆうた しょうた だいき りく そうた はると こうた ひろし まさと さとる つよし あきら まこと しんじ ようすけ たくや なおき かずや "
+    "てつや ともや けいた けんじ たかし いさむ 太郎 健太 翔太 大輔 一郎 次郎 拓也 直樹 和也 達也 健一 正夫 光男 文男 春男 大地 一樹 "
+    "二郎 三郎 ケン ジュン レイ ユウ タク リョウ マサ"
 ).split()
 RESERVED = {
     "en": {
@@ -36,14 +40,30 @@ RESERVED = {
         ),
     },
     "ja": {
-        "validation": "みゆき ななこ さとみ りょうた こうじ まさる 和子 真一 美香 健二 春樹 友美".split(),
-        "test": "しおり ことね ちなつ ゆうき しゅんた たける 文子 良太 美穂 信一 大樹 千春".split(),
+        "validation": (
+            "みゆき ななこ さとみ 和子 美香 友美".split(),
+            "りょうた こうじ まさる 真一 健二 春樹".split(),
+        ),
+        "test": (
+            "しおり ことね ちなつ 文子 美穂 千春".split(),
+            "ゆうき しゅんた たける 良太 信一 大樹".split(),
+        ),
     },
 }
-SYLLABLES_EN = "ba bo da de di do fa fi ga go ha ja jo ka ki ko la le li lo ma me mi mo na ne ni no pa pi ra ri ro sa se si so ta te ti to va vi wa ya yo za".split()
-SYLLABLES_JA = (
-    "ア イ エ オ カ キ ケ コ サ シ ソ タ チ ト ナ ニ ネ ノ ハ ピ ポ マ ミ メ モ ヤ ユ ラ リ ル ロ".split()
-)
+# Parts of invented names (a start and an end): with them names have to be copied, they cannot be known by heart.
+INVENTED = {
+    "en": (
+        "An Bel Cor Dan El Fen Gil Har In Jor Kar Lan Mar Nor Or Pen Ros Sel Tam Ul Ver Wil Yan Zel Bri Dar Fal Gre Hol Jes "
+        "Ken Lor Mel Nat Os Phil Ral Ste Ther Vin Wen Al Art Ber Con Cy Dom Em Fre Gor".split(),
+        "a ia en in o us ette ton ric na ra la lin vin do mia ny son ard is ka max ley ga nard thur ter van mond fia".split(),
+    ),
+    "ja": (
+        "あい あき あさ あや いく いず うめ えみ おと かえ かず かの きよ くる けい こと さや しげ しず しろ すず すみ たえ たか たき ちか つき とし とも なぎ "
+        "なつ なる のり はつ ひさ ひで ひな ふじ ふみ ふゆ まき まさ まり みち みつ みな むつ もと やす ゆめ よし りお りん れい 健 美 真 由 春 友 正 光 信 文 良 "
+        "大 千 明 秀 智 浩 恵 絵 奈 アル エル カイ サム ジム トム ニコ ハル ミラ ルカ".split(),
+        "か き こ さ し た ち な み め や よ り る ろ え お ほ ひこ のり ゆき たろう すけ みち や 子 太 介 也 奈 香 紀 人 郎 代 江 之 吾 ン ス ナ".split(),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +98,7 @@ key|keys|鍵|本
 bag|bags|かばん|個
 cup|cups|コップ|個
 pencil|pencils|鉛筆|本
-kite|kites|たこ|枚
+kite|kites|凧|枚
 doll|dolls|人形|体
 coin|coins|コイン|枚
 ring|rings|指輪|個
@@ -288,7 +308,7 @@ SOUND_FACTS = (
     ("cat", "meow", "猫", "ニャーニャー"), ("dog", "woof", "犬", "ワンワン"), ("cow", "moo", "牛", "モーモー"),
     ("duck", "quack", "あひる", "ガーガー"), ("pig", "oink", "豚", "ブーブー"), ("sheep", "baa", "羊", "メーメー"),
     ("mouse", "squeak", "ねずみ", "チューチュー"), ("frog", "ribbit", "かえる", "ケロケロ"), ("bird", "tweet", "鳥", "チュンチュン"),
-    ("lion", "roar", "ライオン", "ガオー"), ("horse", "neigh", "馬", "ヒヒーン"), ("owl", "hoot", "ふくろう", "ホーホー"),
+    ("lion", "roar", "ライオン", "ガオー"), ("horse", "neigh", "馬", "ヒヒーン"), ("wolf", "howl", "おおかみ", "アオーン"),
 )  # fmt: skip
 LEGS_FACTS = (
     ("a cat", "4", "猫", "4"), ("a dog", "4", "犬", "4"), ("a bird", "2", "鳥", "2"), ("a horse", "4", "馬", "4"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -14,6 +14,7 @@ Language = Literal["en", "ja"]
 Split = Literal["train", "validation", "test"]
 LANGUAGES: tuple[Language, ...] = ("en", "ja")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+INVENTED_SHARE = 0.2
 Item = TypeVar("Item")
 
 
@@ -24,7 +25,8 @@ class Task:
     `answer` is the bare value, `reply` a short sentence that holds it, `reasoning` a few words that lead there.
     `check` names the rule of `answers.check`: number | word | yesno | letters | numbers | words. `options` are the
     values a wrong answer could name. `id` is canonical: equal for every phrasing and language of the same question.
-    `names` and `pairs` are the people in it and its number pairs. `turns` are (user, assistant) exchanges before the question.
+    `names` and `pairs` are the people in it and its number pairs. `turns` are (user, assistant) exchanges before the
+    question.
     """
 
     family: str
@@ -106,28 +108,24 @@ class Draw:
         """A whole number from `low` to `high`, both included."""
         return low + int(self.rng.random() * (high - low + 1))
 
-    def say(self, templates: dict[str, Sequence[str]], **fields: object) -> str:
+    def say(self, templates: Mapping[str, Sequence[str]], **fields: object) -> str:
         """One of the language's templates, filled in."""
         return self.pick(templates[self.language]).format(**fields)
 
     def person(self) -> Person:
-        """Somebody of this split. In train every twelfth person has an invented name, so that names are copied, not known."""
+        """Somebody of this split. In train every fifth has an invented name, so that names are copied, not known."""
         if self.split != "train":
-            reserved = words.RESERVED[self.language][self.split]
-            if self.language == "ja":
-                return Person(self.pick(reserved), self.chance(0.5))  # type: ignore[arg-type]
+            girls, boys = words.RESERVED[self.language][self.split]
             girl = self.chance(0.5)
-            return Person(self.pick(reserved[0 if girl else 1]), girl)  # type: ignore[arg-type]
-        if self.chance(1 / 12):
-            syllables = words.SYLLABLES_JA if self.ja else words.SYLLABLES_EN
-            name = "".join(self.pick(syllables) for _ in range(self.number(2, 3)))
-            name = name if self.ja else name.capitalize()
-            if name not in _RESERVED_NAMES:
+            return Person(self.pick(girls if girl else boys), girl)
+        if self.chance(INVENTED_SHARE):
+            starts, ends = words.INVENTED[self.language]
+            name = self.pick(starts) + self.pick(ends)
+            if not any(reserved in name for reserved in _RESERVED_NAMES):
                 return Person(name, self.chance(0.5))
-        if self.ja:
-            return Person(self.pick(words.PEOPLE_JA), self.chance(0.5))
         girl = self.chance(0.5)
-        return Person(self.pick(words.GIRLS if girl else words.BOYS), girl)
+        girls, boys = (words.GIRLS_JA, words.BOYS_JA) if self.ja else (words.GIRLS, words.BOYS)
+        return Person(self.pick(girls if girl else boys), girl)
 
     def people(self, count: int) -> list[Person]:
         """`count` people with different names, none part of another (みほ, みほこ)."""
@@ -141,11 +139,7 @@ class Draw:
 
 def reserved_names(language: Language) -> tuple[str, ...]:
     """Every name that never appears in the split "train"."""
-    found: list[str] = []
-    for group in words.RESERVED[language].values():
-        for part in group:
-            found.extend([part] if isinstance(part, str) else part)
-    return tuple(found)
+    return tuple(name for sexes in words.RESERVED[language].values() for names in sexes for name in names)
 
 
 _RESERVED_NAMES = frozenset(reserved_names("en") + reserved_names("ja"))

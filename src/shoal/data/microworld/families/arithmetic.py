@@ -1,6 +1,10 @@
 """Numbers: sums, differences, products, comparisons, counting, sequences, word problems."""
+# ruff: noqa: E501 - a sentence stays on one line
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from shoal.data.microworld.words import COUNTABLE
 from shoal.data.microworld.world import Draw, Task
@@ -19,7 +23,7 @@ SUM = {
 }  # fmt: skip
 SUM_REPLY = {
     "en": (
-        "{x} + {y} = {z}.",
+        *("{x} + {y} = {z}.",) * 4,
         "{x} plus {y} is {z}.",
         "The answer is {z}.",
         "It is {z}.",
@@ -27,7 +31,7 @@ SUM_REPLY = {
         "{z}.",
     ),
     "ja": (
-        "{x} + {y} = {z} です。",
+        *("{x} + {y} = {z} です。",) * 4,
         "{x}たす{y}は{z}です。",
         "答えは{z}です。",
         "{z}です。",
@@ -48,7 +52,7 @@ DIFFERENCE = {
 }  # fmt: skip
 DIFFERENCE_REPLY = {
     "en": (
-        "{x} - {y} = {z}.",
+        *("{x} - {y} = {z}.",) * 4,
         "{x} minus {y} is {z}.",
         "The answer is {z}.",
         "It is {z}.",
@@ -56,7 +60,7 @@ DIFFERENCE_REPLY = {
         "{z}.",
     ),
     "ja": (
-        "{x} - {y} = {z} です。",
+        *("{x} - {y} = {z} です。",) * 4,
         "{x}ひく{y}は{z}です。",
         "答えは{z}です。",
         "{z}です。",
@@ -74,8 +78,8 @@ PRODUCT = {
     ),
 }  # fmt: skip
 PRODUCT_REPLY = {
-    "en": ("{x} x {y} = {z}.", "{x} times {y} is {z}.", "The answer is {z}.", "It is {z}.", "{z}."),
-    "ja": ("{x} x {y} = {z} です。", "{x}かける{y}は{z}です。", "答えは{z}です。", "{z}です。"),
+    "en": (*("{x} x {y} = {z}.",) * 4, "{x} times {y} is {z}.", "The answer is {z}.", "It is {z}.", "{z}."),
+    "ja": (*("{x} x {y} = {z} です。",) * 4, "{x}かける{y}は{z}です。", "答えは{z}です。", "{z}です。"),
 }
 CHAIN = {
     "en": (
@@ -88,8 +92,8 @@ CHAIN = {
     ),
 }  # fmt: skip
 CHAIN_REPLY = {
-    "en": ("{e} = {z}.", "The answer is {z}.", "It is {z}.", "{z}."),
-    "ja": ("{e} = {z} です。", "答えは{z}です。", "{z}です。"),
+    "en": (*("{e} = {z}.",) * 4, "The answer is {z}.", "It is {z}.", "{z}."),
+    "ja": (*("{e} = {z} です。",) * 4, "答えは{z}です。", "{z}です。"),
 }
 
 
@@ -134,7 +138,15 @@ def subtract_by_digits(x: int, y: int, ja: bool) -> str:
 
 
 def _binary(
-    draw: Draw, family: str, level: int, x: int, y: int, z: int, ask: dict, reply: dict, why: str
+    draw: Draw,
+    family: str,
+    level: int,
+    x: int,
+    y: int,
+    z: int,
+    ask: Mapping[str, Sequence[str]],
+    reply: Mapping[str, Sequence[str]],
+    why: str,
 ) -> Task:
     return Task(
         family, level, draw.language, draw.say(ask, x=x, y=y), str(z), draw.say(reply, x=x, y=y, z=z), why, "number",
@@ -227,13 +239,7 @@ def products(draw: Draw, level: int) -> Task:
         tens = x // 10 * 10
         used = ((x, y), (tens, y), (tens * y, (x - tens) * y))  # type: ignore[assignment]
     task = _binary(draw, "product", max(level, 3), x, y, x * y, PRODUCT, PRODUCT_REPLY, why)
-    return _with_pairs(task, used)
-
-
-def _with_pairs(task: Task, pairs: tuple[tuple[int, int], ...]) -> Task:
-    from dataclasses import replace
-
-    return replace(task, pairs=pairs)
+    return replace(task, pairs=used)
 
 
 LARGER = {
@@ -462,8 +468,8 @@ def sequences(draw: Draw, level: int) -> Task:
         up = draw.chance(0.6)
         z = x + 1 if up else x - 1
         why = f"{x} {'+' if up else '-'} 1 = {z}{end}"
-        ask, reply = (AFTER, AFTER_REPLY) if up else (BEFORE, BEFORE_REPLY)
-        return Task("sequence", level, draw.language, draw.say(ask, x=x), str(z), draw.say(reply, x=x, z=z), why, "number", f"sequence:{'after' if up else 'before'}:{x}", pairs=((x, 1),))  # fmt: skip
+        ask, say = (AFTER, AFTER_REPLY) if up else (BEFORE, BEFORE_REPLY)
+        return Task("sequence", level, draw.language, draw.say(ask, x=x), str(z), draw.say(say, x=x, z=z), why, "number", f"sequence:{'after' if up else 'before'}:{x}", pairs=((x, 1),))  # fmt: skip
     if level == 3:
         step = draw.pick((2, 3, 5, 10))
         start = draw.number(0, 20) if step != 10 else draw.number(0, 50)
@@ -495,8 +501,8 @@ PROBLEM_FIRST = {
     "en": (
         "{n} has {x} {p}.",
         "There are {x} {p} on {n}'s table.",
-        "{n} picked {x} {p}.",
-        "In the morning, {n} had {x} {p}.",
+        "{n} gets {x} {p}.",
+        "In the morning, {n} has {x} {p}.",
     ),
     "ja": (
         "{n}は{p}を{x}持っています。",
@@ -534,7 +540,7 @@ PROBLEM_LESS = {
     ),
 }
 PROBLEM_ASK = {
-    "en": ("How many {p} does {n} have now?", "How many {p} are there now?", "How many {p} does {he} have in the end?", "How many is that now?", "What is the number of {p} now?", "How many {p} are left with {n}?", "Now {n} has how many {p}?", "So how many {p} does {n} have?"),
+    "en": ("How many {p} does {n} have now?", "How many {p} are there now?", "How many {p} does {he} have in the end?", "How many is that now?", "What is the number of {p} now?", "How many {p} does {n} have in total?", "Now {n} has how many {p}?", "So how many {p} does {n} have?"),
     "ja": ("今、{p}は{q}ありますか？", "{n}は今、{p}を{q}持っていますか？", "{p}は全部で{q}になりましたか？", "{p}は今{q}ですか？", "最後に{p}は{q}ありますか？", "{n}の{p}は{q}ですか？", "今の{p}の数はいくつですか？", "{n}は{p}を{q}持っていますか？"),
 }  # fmt: skip
 PROBLEM_REPLY = {

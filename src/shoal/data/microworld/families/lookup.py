@@ -1,14 +1,15 @@
 """Questions that one table answers: opposites, colours, sounds, legs, uses, kinds, translation, days, months, spelling."""
+# ruff: noqa: E501 - a sentence stays on one line
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shoal.data.microworld import words
 from shoal.data.microworld.world import Draw, Language, Task
 
-Templates = dict[str, Sequence[str]]
+Templates = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def _facts(table: Sequence[tuple[str, str, str, str]]) -> dict[Language, tuple[E
 
 OPPOSITE = Lookup(
     "opposite", 1, "word",
-    {language: tuple(Entry(a, a, b) for a, b in words.OPPOSITES[language]) for language in ("en", "ja")},  # type: ignore[misc]
+    {language: tuple(Entry(a, a, b) for a, b in words.OPPOSITES[language]) for language in ("en", "ja")},
     {
         "en": ("What is the opposite of {x}?", "What's the opposite of \"{x}\"?", "Tell me the opposite of {x}.", "Opposite of {x}?", "Which word is the opposite of {x}?", "Give me the opposite of the word {x}.", "The opposite of {x} is what?", "Do you know the opposite of {x}?", "{X} is the opposite of what?"),
         "ja": ("「{x}」の反対は何ですか？", "「{x}」の反対の言葉を教えてください。", "{x}の反対は？", "「{x}」の反対語は何ですか？", "「{x}」の逆は何ですか？", "反対の言葉は何ですか？ 「{x}」", "「{x}」と反対の意味の言葉は何ですか？", "「{x}」の反対を言ってください。", "{x}の逆は何？"),
@@ -123,7 +124,7 @@ USE = Lookup(
         "en": ("You use the {z} to {x}.", "The thing you need is the {z}.", "Use the {z}.", "People use the {z}."),
         "ja": ("{z}を使います。", "{x}ときは、{z}を使います。", "{z}です。", "{z}が必要です。"),
     },
-    {"en": ("People {x} with the {z}.",), "ja": ("{x}ときに使うのは{z}。",)},
+    {"en": ("To {x}, the {z} is needed.",), "ja": ("{x}ときに使うのは{z}。",)},
 )  # fmt: skip
 
 _KIND_ROWS = [(thing, kind) for kind in words.KINDS for thing in kind[3]]
@@ -138,16 +139,16 @@ KIND = Lookup(
         "ja": ("{x}は何の仲間ですか？", "{x}とは何ですか？", "{x}は動物、果物、道具、乗り物、服のどれですか？", "{x}は何の一種ですか？", "{x}はどの仲間に入りますか？", "{x}って何？", "{x}はどんな物の仲間ですか？", "{x}が何か知っていますか？"),
     },
     {
-        "en": ("{X} is a kind of {z}.", "It is a kind of {z}.", "The answer is: {z}.", "{X} belongs to this group: {z}."),
+        "en": ("{X} is a kind of {z}.", "It is a kind of {z}.", "That is a kind of {z}.", "{X} is one kind of {z}."),
         "ja": ("{x}は{z}です。", "{z}の仲間です。", "{x}は{z}の一種です。", "{z}です。"),
     },
-    {"en": ("I know {x}. The group is: {z}.",), "ja": ("{x}は{z}の仲間。",)},
+    {"en": ("I know {x}: a kind of {z}.",), "ja": ("{x}は{z}の仲間。",)},
     {"en": ("And {x}?", "What about {x}?"), "ja": ("では、{x}は？", "じゃあ、{x}は？")},
 )  # fmt: skip
 
 TRANSLATE = Lookup(
     "translate", 2, "word",
-    {"en": tuple(Entry(e, e, j) for e, j in words.TRANSLATE if e != "orange"), "ja": tuple(Entry(e, j, e) for e, j in words.TRANSLATE if e != "orange" and j != "たこ")},
+    {"en": tuple(Entry(e, e, j) for e, j in words.TRANSLATE if e != "orange"), "ja": tuple(Entry(e, j, e) for e, j in words.TRANSLATE if e != "orange")},
     {
         "en": ("How do you say \"{x}\" in Japanese?", "What is \"{x}\" in Japanese?", "Translate \"{x}\" into Japanese.", "What is the Japanese word for {x}?", "{x} in Japanese?", "Please say \"{x}\" in Japanese.", "Tell me the Japanese for {x}.", "What does \"{x}\" mean in Japanese?"),
         "ja": ("「{x}」は英語で何と言いますか？", "「{x}」を英語にしてください。", "「{x}」を英語で言ってください。", "{x}は英語で何？", "「{x}」の英語を教えてください。", "英語で「{x}」は何ですか？", "「{x}」を英語に訳してください。", "「{x}」は英語でどう言いますか？"),
@@ -348,11 +349,11 @@ def calendar(draw: Draw, level: int) -> Task:
     if level <= 3 and draw.chance(0.5):
         x = draw.number(1, 10) if level == 2 else draw.number(6, 12)
         k = draw.number(1, 12 - x) if level == 2 and x < 12 else draw.number(max(1, 13 - x), 8)
-        z = (x + k - 1) % 12 + 1
+        hour = (x + k - 1) % 12 + 1
         end = "。" if draw.ja else "."
-        why = f"{x} + {k} = {x + k}" + (f", {x + k} - 12 = {z}" if x + k > 12 else "") + end
+        why = f"{x} + {k} = {x + k}" + (f", {x + k} - 12 = {hour}" if x + k > 12 else "") + end
         pairs = ((x, k), (x + k, 12)) if x + k > 12 else ((x, k),)
-        return Task("calendar", level, draw.language, draw.say(CLOCK, x=x, k=k), str(z), draw.say(CLOCK_REPLY, z=z), why, "number", f"calendar:clock:{x}+{k}", pairs=pairs)  # fmt: skip
+        return Task("calendar", level, draw.language, draw.say(CLOCK, x=x, k=k), str(hour), draw.say(CLOCK_REPLY, z=hour), why, "number", f"calendar:clock:{x}+{k}", pairs=pairs)  # fmt: skip
     names = [pair[1] if draw.ja else pair[0] for pair in words.DAYS]
     i = draw.number(0, 6)
     k = {2: 2, 3: draw.number(3, 6), 4: draw.number(2, 7), 5: draw.number(7, 16)}[level]
@@ -361,14 +362,18 @@ def calendar(draw: Draw, level: int) -> Task:
     z = names[(i + step * k) % 7]
     ask = DAYS_LATER if later else DAYS_EARLIER
     which = draw.number(0, 7)
-    if k >= 7:
+    if k % 7 == 0:
+        why = (
+            f"{k}日は{k // 7}週間。同じ{names[i]}。"
+            if draw.ja
+            else f"{k} days are {'one week' if k == 7 else 'two weeks'}. It is {names[i]} again."
+        )
+    elif k > 7:
         rest = k % 7
         why = (
-            f"{k}日は7日と{k - 7}日。"
-            if draw.ja and k < 14
-            else f"{k}日は14日と{rest}日。"
+            f"{k}日は{k - rest}日と{rest}日。"
             if draw.ja
-            else f"{k} days are {k // 7 * 7} days and {rest} more."
+            else f"{k} days are {k - rest} days and {rest} more."
         )
         trail = [names[(i + step * j) % 7] for j in range(rest + 1)]
         why += ("" if draw.ja else " ") + ("、" if draw.ja else ", ").join(trail) + ("。" if draw.ja else ".")

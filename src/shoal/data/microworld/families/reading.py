@@ -1,6 +1,10 @@
 """Questions about a few sentences in the prompt: who is where, who has what, who is taller, what you told me."""
+# ruff: noqa: E501 - a sentence stays on one line
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
 
 from shoal.data.microworld import words
 from shoal.data.microworld.world import Draw, Person, Task
@@ -183,7 +187,7 @@ def having(draw: Draw, level: int) -> Task:
     )
     if form == "colour" and not with_colour:
         form = "what"
-    question: dict[str, tuple[str, ...]]
+    question: Mapping[str, Sequence[str]]
     if form == "who":
         question, z, options = WHO_HAS, holder.name, names
         reply = {
@@ -225,16 +229,15 @@ def ordering(draw: Draw, level: int) -> Task:
     people = draw.people({1: 2, 2: 2, 3: 3, 4: 4, 5: 4}[level])
     more, most, less, least = draw.pick(ORDERS)[1 if draw.ja else 0]
     lines, facts = [], []
-    for a, b in zip(people, people[1:], strict=False):
+    for a, b in itertools.pairwise(people):
         flipped = level >= 2 and draw.chance(0.35)
         first, second, word = (b, a, less) if flipped else (a, b, more)
         if draw.ja:
-            copula = "です" if word not in ("年上", "年下") else "です"
             lines.append(
                 draw.pick(
                     (
-                        f"{first.name}は{second.name}より{word}{copula}。",
-                        f"{second.name}より{first.name}のほうが{word}{copula}。",
+                        f"{first.name}は{second.name}より{word}です。",
+                        f"{second.name}より{first.name}のほうが{word}です。",
                     )
                 )
             )
@@ -250,18 +253,14 @@ def ordering(draw: Draw, level: int) -> Task:
     if draw.ja:
         superlative = "" if two else "一番"
         subject = f"{superlative}{word}の" if word not in ("年上", "年下") else f"{superlative}{word}なの"
-        asks = (f"{subject}は誰ですか？", f"{subject}はどちらですか？" if two else f"誰が{superlative}{word}ですか？", f"{subject}は誰？", f"{subject}は誰か教えてください。",
-                f"では、{subject}は誰ですか？", f"誰が{superlative}{word}ですか？", f"{subject}はどの人ですか？", f"{subject}は誰でしょうか？")  # fmt: skip
+        asks = (f"{subject}は誰ですか？", f"{subject}はどちらですか？" if two else f"この中で{subject}は誰ですか？", f"{subject}は誰？", f"{subject}は誰か教えてください。",
+                f"では、{subject}は誰ですか？", f"{subject}は誰だと思いますか？", f"{subject}はどの人ですか？", f"{subject}は誰でしょうか？")  # fmt: skip
         replies = (
             f"{target.name}です。",
-            f"{superlative}{word}{'なの' if word in ('年上', '年下') else 'の'}は{target.name}です。",
+            f"{subject}は{target.name}です。",
             f"{target.name}が{superlative}{word}です。" if not two else f"{target.name}のほうが{word}です。",
         )
-        why = (
-            f"順番は{'、'.join(p.name for p in people)}。{word}のは{target.name}。"
-            if word not in ("年上", "年下")
-            else f"順番は{'、'.join(p.name for p in people)}。{word}なのは{target.name}。"
-        )
+        why = f"順番は{'、'.join(p.name for p in people)}。{subject}は{target.name}。"
     else:
         the = "" if two else "the "
         asks = (f"Who is {the}{word}?", f"Which one is {the}{word}?", f"Which person is {the}{word}?", f"Tell me who is {the}{word}.", f"So who is {the}{word}?",
