@@ -69,7 +69,10 @@ def test_both_spellings_of_mtp() -> None:
 
 def test_deepseek_always_says_how_it_routes() -> None:
     """Engines branch on these two keys (FACTS: some files lack them)."""
-    v3, v2 = ModelConfig.from_dict(TINY).to_dict(), ModelConfig.from_dict(TINY | {"model_type": "deepseek_v2"}).to_dict()
+    v3, v2 = (
+        ModelConfig.from_dict(TINY).to_dict(),
+        ModelConfig.from_dict(TINY | {"model_type": "deepseek_v2"}).to_dict(),
+    )
     assert (v3["scoring_func"], v3["topk_method"]) == ("sigmoid", "noaux_tc")
     assert (v2["scoring_func"], v2["topk_method"]) == ("softmax", "greedy")
 
@@ -87,7 +90,9 @@ def test_c10_optional_parts_may_be_null() -> None:
 
 def test_unknown_keys_warn_and_harmless_keys_pass(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        ModelConfig.from_dict(TINY | {"torch_dtype": "bfloat16", "use_cache": True, "ep_size": 1, "seq_aux": True})
+        ModelConfig.from_dict(
+            TINY | {"torch_dtype": "bfloat16", "use_cache": True, "ep_size": 1, "seq_aux": True}
+        )
         assert not caplog.records
         ModelConfig.from_dict(TINY | {"rope_thetaa": 3.0})
     assert "rope_thetaa" in caplog.text and "did you mean rope_theta?" in caplog.text
@@ -119,7 +124,13 @@ def test_all_faults_in_one_message() -> None:
     with pytest.raises(ShoalError) as error:
         ModelConfig.from_dict(wrong | {"rms_norm_eps": 1e-6})
     text = str(error.value)
-    for part in ("hidden_size", "n_group 3", "'best'", "greedy, group_limited_greedy, noaux_tc", "must be even"):
+    for part in (
+        "hidden_size",
+        "n_group 3",
+        "'best'",
+        "greedy, group_limited_greedy, noaux_tc",
+        "must be even",
+    ):
         assert part in text
 
 

@@ -60,7 +60,9 @@ CASES: dict[str, Make] = {
     "v3-bias": lambda: DeepseekV3ForCausalLM(
         DeepseekV3Config(**MLA | {"q_lora_rank": 20}, **GROUPS, attention_bias=True)
     ),
-    "v3-yarn": lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**MLA, **GROUPS, rope_parameters=dict(YARN_MLA))),
+    "v3-yarn": lambda: DeepseekV3ForCausalLM(
+        DeepseekV3Config(**MLA, **GROUPS, rope_parameters=dict(YARN_MLA))
+    ),
     "v3-yarn-plain": lambda: DeepseekV3ForCausalLM(
         DeepseekV3Config(**MLA, **GROUPS, rope_parameters=dict(YARN_PLAIN))
     ),
@@ -75,7 +77,9 @@ CASES: dict[str, Make] = {
         DeepseekV2Config(**MLA | {"q_lora_rank": 20}, rope_parameters=dict(YARN_MLA))
     ),
     "v2-groups": lambda: DeepseekV2ForCausalLM(
-        DeepseekV2Config(**MLA | {"routed_scaling_factor": 16.0}, **GROUPS, topk_method="group_limited_greedy")
+        DeepseekV2Config(
+            **MLA | {"routed_scaling_factor": 16.0}, **GROUPS, topk_method="group_limited_greedy"
+        )
     ),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2)),
     "llama-3": lambda: LlamaForCausalLM(
@@ -120,7 +124,9 @@ def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if name.endswith("experts.gate_up_proj"):
             prefix = name.removesuffix("gate_up_proj")
-            ours[prefix + "gate_proj"], ours[prefix + "up_proj"] = (part.clone() for part in tensor.chunk(2, 1))
+            ours[prefix + "gate_proj"], ours[prefix + "up_proj"] = (
+                part.clone() for part in tensor.chunk(2, 1)
+            )
         else:
             ours[name] = tensor.clone()
     return ours
@@ -199,7 +205,9 @@ def test_gradients_equal(case: str) -> None:
     expected = to_ours({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None, name
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            parameter.grad, expected[name], rtol=1e-3, atol=1e-6, msg=lambda m, n=name: n + m
+        )
 
 
 @torch.no_grad()
@@ -236,7 +244,10 @@ def test_old_spelling_of_rope_gives_the_same_network() -> None:
     theirs = make("v3-yarn")
     values = theirs.config.to_dict()
     rope = dict(values.pop("rope_parameters"))
-    old = values | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": {**rope, "type": rope.pop("rope_type")}}
+    old = values | {
+        "rope_theta": rope.pop("rope_theta"),
+        "rope_scaling": {**rope, "type": rope.pop("rope_type")},
+    }
     ours = CausalLM(ModelConfig.from_dict(old))
     ours.load_state_dict(to_ours(theirs.state_dict()))
     input_ids_BL = torch.randint(0, 101, (1, 64))

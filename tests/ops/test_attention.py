@@ -58,7 +58,7 @@ def latent_example(queries: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("kind", ["causal", "all", "bool"])
 @pytest.mark.parametrize("form", [mla_expanded, mla_absorbed, mla_absorbed_reference])
-def test_all_forms_of_mla_are_one_function(form, kind: str, dtype: torch.dtype, tolerance: float) -> None:  # noqa: ANN001
+def test_all_forms_of_mla_are_one_function(form, kind: str, dtype: torch.dtype, tolerance: float) -> None:
     queries, keys = (13, 13) if kind == "causal" else (1, 13)
     options = causal_or_mask(kind, 2, queries, keys)
     parts = latent_example(queries, keys, dtype)

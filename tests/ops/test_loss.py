@@ -8,7 +8,7 @@ from shoal.ops import loss as loss_module
 from shoal.ops.loss import linear_cross_entropy, linear_cross_entropy_reference
 
 
-def gradients(function, hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> tuple:  # noqa: ANN001, ANN003
+def gradients(function, hidden: Tensor, weight: Tensor, labels: Tensor, **options) -> tuple:
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     loss, count = function(hidden, weight, labels, **options)
     (loss / max(count, 1) * 3).backward()
@@ -26,9 +26,7 @@ def example(tokens: int, vocabulary: int, hidden_size: int) -> tuple[Tensor, Ten
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("ignored", ["none", "some", "all"])
 @pytest.mark.parametrize("tokens", [1, 64, 203])
-def test_equals_reference(
-    tokens: int, ignored: str, z_loss: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_reference(tokens: int, ignored: str, z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_module, "_CHUNK_BYTES", 1)  # chunks of 64 tokens, the last one ragged
     hidden, weight, labels = example(tokens, 97, 24)
     labels[{"none": slice(0, 0), "some": slice(0, None, 3), "all": slice(0, None)}[ignored]] = -100
@@ -74,7 +72,7 @@ def test_logits_never_stand_whole_in_memory() -> None:
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             if isinstance(out, Tensor):
                 sizes.append(out.numel() * out.element_size())

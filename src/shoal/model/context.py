@@ -120,15 +120,17 @@ class RowsContext(TokenContext):
 
     def routed(self, layer: int, expert_ids_TK: Tensor, scores_TE: Tensor) -> None:
         experts, k = scores_TE.shape[-1], expert_ids_TK.shape[-1]
-        # A layer that is recomputed in the backward pass routes again: only its first call counts.
-        if self._count_experts and layer not in self.expert_counts:
+        # A layer that is recomputed in the backward pass routes again: only its first call counts, though the
+        # second must do the same sums (torch.utils.checkpoint compares what is saved).
+        if self._count_experts:
             choices = expert_ids_TK.reshape(-1)
             counts = torch.zeros(experts, dtype=torch.long, device=choices.device)
-            self.expert_counts[layer] = counts.scatter_add_(0, choices, torch.ones_like(choices))
-        if self._with_balance_loss and layer not in self._balance_losses:
+            counts.scatter_add_(0, choices, torch.ones_like(choices))
+            self.expert_counts.setdefault(layer, counts)
+        if self._with_balance_loss:
             scores_BLE = self._rows(scores_TE)
             with torch.no_grad():  # what the scores alone would choose: the bias must not hide an imbalance
                 chosen = torch.zeros_like(scores_BLE).scatter_(-1, scores_BLE.topk(k, -1).indices, 1.0)
                 load_BE = chosen.mean(1) * (experts / k)
             share_BE = (scores_BLE / scores_BLE.sum(-1, keepdim=True)).mean(1)
-            self._balance_losses[layer] = (load_BE * share_BE).sum(-1).mean()
+            self._balance_losses.setdefault(layer, (load_BE * share_BE).sum(-1).mean())

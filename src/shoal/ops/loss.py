@@ -36,7 +36,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         tokens, vocabulary = hidden_TD.shape[0], weight_VD.shape[0]
         grad_hidden = torch.empty_like(hidden_TD) if need_hidden else None
-        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if need_weight else None
+        grad_weight = (
+            torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
+            if need_weight
+            else None
+        )
         loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
         chunk = max(64, _CHUNK_BYTES // (4 * vocabulary))
         for start in range(0, tokens, chunk):
