@@ -327,7 +327,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     for token_id, (token, token_type) in enumerate(zip(tokens, types, strict=True)):
         if token_type == 5:  # unused
             continue
-        control = token_type == 3 or bool(re.fullmatch(r"<[|｜].*[|｜]>", token))
+        # Some converters forgot to mark control tokens; llama.cpp looks at the spelling too.
+        control = token_type == 3 or (token[:2] in ("<|", "<｜") and token[-2:] in ("|>", "｜>"))
         if token_type == 4 or control:
             added.append(_added_token(token_id, token, special=control))
         else:
@@ -484,34 +485,45 @@ def _sentencepiece_spec(
 
 def _backend_without(spec: Mapping[str, Any], controls: set[str], vocab: Mapping[str, int]) -> Backend:
     """A tokenizer that cannot make a control token: neither by an added token nor by a merge nor by a whole piece."""
+    model = spec["model"]
     kept = [entry for entry in spec.get("added_tokens") or () if entry["content"] not in controls]
-    model = dict(spec["model"])
     unknown = model.get("unk_token")
-    model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in controls or t == unknown}
-    # An added token keeps its id only if the model knows it too.
-    model["vocab"] |= {entry["content"]: vocab[entry["content"]] for entry in kept}
-    model["merges"] = [
-        pair for pair in _merges(model) if not controls & {pair[0], pair[1], pair[0] + pair[1]}
+    known = {t: i for t, i in model["vocab"].items() if t not in controls or t == unknown}
+    known |= {entry["content"]: vocab[entry["content"]] for entry in kept}  # so that it keeps its id
+    merges = [
+        (left, right)
+        for left, right in _merges(model)
+        if left not in controls and right not in controls and left + right not in controls
     ]
-    plain = {
-        **spec,
-        "added_tokens": kept,
-        "model": model,
-        "post_processor": None,
-        "truncation": None,
-        "padding": None,
+    options = (
+        "unk_token",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "fuse_unk",
+        "byte_fallback",
+        "ignore_merges",
+    )
+    frame: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
+    frame |= {part: spec.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")}
     try:
-        return Backend.from_str(json.dumps(plain, ensure_ascii=False))
+        backend = Backend.from_str(json.dumps(frame, ensure_ascii=False))
+        given: dict[str, Any] = {name: model[name] for name in options if model.get(name)}
+        backend.model = models.BPE(vocab=known, merges=merges, **given)
     except Exception as error:  # the library raises bare Exception
         raise ShoalError(f"this tokenizer is broken: {error}", hint="Fetch tokenizer.json again.") from error
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    backend.add_tokens([AddedToken(e["content"], **{f: bool(e.get(f)) for f in flags}) for e in kept])
+    return backend
 
 
-def _merges(model: Mapping[str, Any]) -> list[list[str]]:
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Merge pairs, from either spelling of tokenizer.json ("a b" or ["a", "b"])."""
-    return [
-        merge.split(" ", 1) if isinstance(merge, str) else list(merge) for merge in model.get("merges") or ()
-    ]
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or ())
+    return [(left, right) for left, right in pairs]
 
 
 def _characters(text: str) -> str:
