@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from shoal.data.microworld import words
 from shoal.data.microworld.world import Task
 
 MAX_CHARACTERS = 20_000  # a longer text is no short answer; it bounds the time of every rule below
@@ -12,6 +13,12 @@ _NUMBER = re.compile(r"(?<![\d.])-?\d{1,12}(?![\d]|\.\d)")
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _KANJI_DIGITS = {c: i for i, c in enumerate("〇一二三四五六七八九")}
 _KANJI_NUMBER = re.compile("[〇一二三四五六七八九十百千]{1,8}")
+
+
+_PLURALS = {
+    thing.en: thing.plural
+    for thing in words.OBJECTS + words.ANIMALS + words.FRUITS + words.FOODS + words.SMALL + words.TOOLS
+}
 
 
 def normalise(text: str) -> str:
@@ -59,7 +66,8 @@ def _check_number(task: Task, text: str) -> bool:
 def _first(text: str, value: str, latin: bool) -> int:
     """Where `value` stands in `text` as a word of its own, or -1."""
     if latin or value.isascii():
-        match = re.search(rf"(?<![a-z0-9]){re.escape(value)}(?:s|es)?(?![a-z0-9])", text)
+        forms = {value, value + "s", value + "es", _PLURALS.get(value, value)}
+        match = re.search(rf"(?<![a-z0-9])(?:{'|'.join(map(re.escape, forms))})(?![a-z0-9])", text)
         return match.start() if match else -1
     return text.find(value)
 

@@ -99,8 +99,8 @@ def _casual(draw: Draw, text: str) -> str:
     if len(text) > (40 if draw.ja else 70) or not draw.chance(0.3):
         return text
     if draw.ja:
-        return text.rstrip("。？") if draw.chance(0.7) else text.replace("？", "?")
-    return text.lower().rstrip("?.! ") if draw.chance(0.7) else text.rstrip("?.")
+        return text.rstrip("。？? ") if draw.chance(0.7) else text.replace("？", "?")
+    return (text.lower().rstrip("?.! ") if draw.chance(0.7) else text.rstrip("?.")).rstrip()
 
 
 SYSTEM = {
@@ -121,8 +121,10 @@ def _follow_turns(draw: Draw) -> list[Turn]:
     """A question and one or two short ones after it: "And the opposite of cold?"."""
     table = draw.pick(_FOLLOWED)
     turns: list[Turn] = []
-    while len(turns) < 2 or (len(turns) < 3 and draw.chance(0.3)):
-        task = table.about(draw, draw.pick(table.entries[draw.language]), follow=bool(turns))
+    for entry in draw.some(table.entries[draw.language], min(7, len(table.entries[draw.language]))):
+        if len(turns) > 2 or (len(turns) == 2 and draw.chance(0.7)):
+            break
+        task = table.about(draw, entry, follow=bool(turns))
         if allowed(task, draw.split):
             turns.append((task.question, task.reply, task.reasoning))
     return turns
@@ -230,7 +232,7 @@ def _lines(draw: Draw) -> Document:
         sign = "+" if maker is arithmetic.sums else "-" if maker is arithmetic.differences else "x"
         while len(lines) < 12:
             task = maker(draw, level)
-            if allowed(task, draw.split) and len(task.pairs) in (1, 3):
+            if allowed(task, draw.split) and len(task.pairs) in (1, 4):
                 x, y = task.pairs[0]
                 lines.append(f"{x} {sign} {y} = {task.answer}")
     elif kind < 0.68:

@@ -963,14 +963,6 @@ PLOTS = (
                 ),
             ),
             Beat(
-                "tell?",
-                (
-                    "The next day, {he} told {f} about it, and {f} laughed too.",
-                    "In the morning, {n} told {f} the story.",
-                ),
-                ("次の日、{f}に話すと、{f}も笑いました。", "朝、{n}はその話を{f}にしました。"),
-            ),
-            Beat(
                 "sleep",
                 (
                     "Then {he} went back to bed and slept.",
@@ -982,6 +974,14 @@ PLOTS = (
                     "その後、{n}はよく眠れました。",
                     "まもなく{n}は眠りました。",
                 ),
+            ),
+            Beat(
+                "tell?",
+                (
+                    "The next day, {he} told {f} about it, and {f} laughed too.",
+                    "In the morning, {n} told {f} the story.",
+                ),
+                ("次の日、{f}に話すと、{f}も笑いました。", "朝、{n}はその話を{f}にしました。"),
             ),
         ),
         (
@@ -1279,7 +1279,7 @@ PLOTS = (
                     "{n} had {a}. It was not {hers}; it was {f}'s {o1}.",
                 ),
                 (
-                    "{n}は{place}で{o}で遊んでいました。それは{f}の{o1}でした。",
+                    "{n}は{place}で、{o}を使って遊んでいました。それは{f}の{o1}でした。",
                     "{f}は{n}に{o}を一日貸しました。{n}はそれを持って{place}へ行きました。",
                     "{n}は{o}を持っていました。それは{f}から借りた物でした。",
                 ),

@@ -253,8 +253,8 @@ OTHER_UNKNOWN = (
     ("リストを並べるプログラムを書いてください。", "今何時ですか？", "今日の天気はどうですか？", "今日は何曜日ですか？", "ウェブサイトを開けますか？", "音楽をかけてください。", "母にメールを送って", "一番人気の歌手は誰ですか？", "1945年に何がありましたか？", "レストランを予約してください。", "絵をかけますか？", "フランス語で詩を書いてください。", "明日はどちらが勝ちますか？", "方程式を解いてください。", "このファイルを読んでください。", "お金持ちになるには？"),
 )  # fmt: skip
 OTHER_REPLY = (
-    ("I am sorry, I cannot do that. I am a tiny model and only know a small world.", "I do not know that, because I see only what you write here. Ask me a sum or a story.", "Sorry, that is too much for me. I can do small sums, words and short stories."),
-    ("すみません、それはできません。私は小さな世界しか知らない小さなモデルです。", "それは私にはわかりません。ここに書かれたことしか見えないのです。", "すみません、それは私には難しいです。計算や言葉や短いお話ならできます。"),
+    ("I am sorry, I cannot help with that. I am a tiny model and only know a small world.", "I do not know that, because I see only what you write here. Ask me a sum or a story.", "Sorry, that is too much for me. I can do small sums, words and short stories."),
+    ("すみません、それはお手伝いできません。私は小さな世界しか知らない小さなモデルです。", "それは私にはわかりません。ここに書かれたことしか見えないのです。", "すみません、それは私には難しいです。計算や言葉や短いお話ならできます。"),
 )  # fmt: skip
 OTHER_WHY = (("I cannot do this. I say so politely.",), ("これは私にはできない。ていねいに断る。",))
 

@@ -25,14 +25,19 @@ class Story:
 
 
 ANYWHERE = frozenset(p.en for p in words.PLACES) - {"kitchen", "hospital"}
-INDOORS = frozenset(("library", "station", "museum", "kitchen", "school", "shop"))
+SECOND_PLACES_OF = {
+    "rain": frozenset(("library", "station", "museum", "kitchen", "school", "shop")),
+    "broken": frozenset(("school", "shop", "market", "garden", "library")),
+}
 PLACES_OF = {
     "birthday": frozenset(("shop", "market", "museum")),
     "rain": frozenset(("park", "river", "sea", "forest", "garden", "farm", "lake", "hill")),
-    "trip": frozenset(("sea", "forest", "farm", "zoo", "lake", "hill", "museum", "river")),
+    "trip": frozenset(("sea", "forest", "farm", "zoo", "lake", "hill", "river")),
+    "lost": frozenset(("park", "river", "sea", "forest", "garden", "farm", "zoo", "lake", "hill")),
 }
 FRAGILE = frozenset(("cup", "lamp", "drum", "watch", "umbrella", "doll", "kite", "bell", "box"))
 TOYS = frozenset(("ball", "doll", "drum", "bell", "coin", "box", "kite"))
+STORY_FOODS = tuple(f for f in words.FRUITS + words.FOODS[:4] if f.en != "lemon")
 ALL_THINGS = frozenset(t.en for t in words.OBJECTS)
 THINGS_OF = {"broken": FRAGILE, "rain": TOYS}
 SMALL = frozenset(("cat", "dog", "bird", "mouse", "frog", "duck", "rabbit"))
@@ -50,12 +55,12 @@ def tell(draw: Draw, plot: plots.Plot | None = None, **wanted: words.Thing) -> S
     animal = wanted.get("animal") or draw.pick(
         _named(words.ANIMALS, SMALL) if plot.name == "noise" else words.ANIMALS[:11]
     )
-    food = wanted.get("food") or draw.pick(words.FRUITS + words.FOODS[:4])
+    food = wanted.get("food") or draw.pick(STORY_FOODS)
     skill_en, skill_ja, skill_places = draw.pick(plots.SKILLS)
     where = skill_places if plot.name == "learn" else PLACES_OF.get(plot.name, ANYWHERE)
     first = draw.pick(_named(words.PLACES, where))
     second = draw.pick(
-        [p for p in _named(words.PLACES, INDOORS if plot.name == "rain" else ANYWHERE) if p is not first]
+        [p for p in _named(words.PLACES, SECOND_PLACES_OF.get(plot.name, ANYWHERE)) if p is not first]
     )
     places = (first, second)
     colours = (

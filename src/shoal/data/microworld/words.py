@@ -53,15 +53,26 @@ RESERVED = {
 # Parts of invented names (a start and an end): with them names have to be copied, they cannot be known by heart.
 INVENTED = {
     "en": (
-        "An Bel Cor Dan El Fen Gil Har In Jor Kar Lan Mar Nor Or Pen Ros Sel Tam Ul Ver Wil Yan Zel Bri Dar Fal Gre Hol Jes "
-        "Ken Lor Mel Nat Os Phil Ral Ste Ther Vin Wen Al Art Ber Con Cy Dom Em Fre Gor".split(),
-        "a ia en in o us ette ton ric na ra la lin vin do mia ny son ard is ka max ley ga nard thur ter van mond fia".split(),
+        (
+            "An Bel Cor Dan El Fen Gil Har In Jor Kar Lan Mar Nor Or Pen Ros Sel Tam Ul Ver Wil Yan Zel Bri Dar Fal Gre Hol "
+            "Jes Ken Lor Mel Nat Os Phil Ral Ste Ther Vin Wen Al Art Ber Con Cy Dom Em Fre Gor".split(),
+            "a ia en in o us ette ton ric na ra la lin vin do mia ny son ard is ka max ley ga nard thur ter van mond fia".split(),
+        ),
     ),
     "ja": (
-        "あい あき あさ あや いく いず うめ えみ おと かえ かず かの きよ くる けい こと さや しげ しず しろ すず すみ たえ たか たき ちか つき とし とも なぎ "
-        "なつ なる のり はつ ひさ ひで ひな ふじ ふみ ふゆ まき まさ まり みち みつ みな むつ もと やす ゆめ よし りお りん れい 健 美 真 由 春 友 正 光 信 文 良 "
-        "大 千 明 秀 智 浩 恵 絵 奈 アル エル カイ サム ジム トム ニコ ハル ミラ ルカ".split(),
-        "か き こ さ し た ち な み め や よ り る ろ え お ほ ひこ のり ゆき たろう すけ みち や 子 太 介 也 奈 香 紀 人 郎 代 江 之 吾 ン ス ナ".split(),
+        (
+            "あい あき あさ あや いく いず うめ えみ おと かえ かず かの きよ くる けい こと さや しげ しず しろ すず すみ たえ たか たき ちか つき とし "
+            "とも なぎ なつ なる のり はつ ひさ ひで ひな ふじ ふみ ふゆ まき まさ まり みち みつ みな むつ もと やす ゆめ よし りお りん れい".split(),
+            "か き こ さ し た ち な み め や よ り る ろ え お ほ ひこ のり ゆき たろう すけ みち".split(),
+        ),
+        (
+            "健 美 真 由 春 友 正 光 信 文 良 大 千 明 秀 智 浩 恵 絵 奈".split(),
+            "子 太 介 也 奈 香 紀 人 代 江 之 吾 美 樹 一 二".split(),
+        ),
+        (
+            "アル エル カイ サム ダニ ソフ ニコ ハル ミラ ルカ ベル マル リコ ロー".split(),
+            "ン ス ナ ラ ル ト ミ ーノ".split(),
+        ),
     ),
 }
 

@@ -51,9 +51,13 @@ def bucket(text: str) -> Split:
 
 
 def pair_split(a: int, b: int) -> Split:
-    """The split of an unordered number pair. Pairs of one-digit numbers are the tables that everybody learns: train."""
+    """The split of an unordered number pair.
+
+    The tables that everybody learns are train: pairs of one-digit numbers, and those of their differences (13 - 5).
+    """
     low, high = sorted((a, b))
-    return "train" if high < 10 else bucket(f"pair:{low},{high}")
+    table = high < 10 or (high <= 18 and low < 10 and high - low < 10)
+    return "train" if table else bucket(f"pair:{low},{high}")
 
 
 def allowed(task: Task, split: Split) -> bool:
@@ -119,7 +123,7 @@ class Draw:
             girl = self.chance(0.5)
             return Person(self.pick(girls if girl else boys), girl)
         if self.chance(INVENTED_SHARE):
-            starts, ends = words.INVENTED[self.language]
+            starts, ends = self.pick(words.INVENTED[self.language])
             name = self.pick(starts) + self.pick(ends)
             if not any(reserved in name for reserved in _RESERVED_NAMES):
                 return Person(name, self.chance(0.5))

@@ -219,10 +219,10 @@ def differences(draw: Draw, level: int) -> Task:
 
 
 def products(draw: Draw, level: int) -> Task:
-    """3: the table up to 12. 4: two digits times one. 5: a product plus a number."""
+    """3: the tables, and up to 20 times one digit. 4: two digits times one. 5: a product plus a number."""
     end = "。" if draw.ja else "."
     if level <= 3:
-        x, y = draw.number(1, 12), draw.number(1, 9)
+        x, y = draw.number(1, 12) if draw.chance(0.6) else draw.number(10, 20), draw.number(1, 9)
         why = f"{x} x {y} = {x * y}{end}"
         if x >= 10 and y > 1:
             why = f"10 x {y} = {10 * y}, {x - 10} x {y} = {(x - 10) * y}, {10 * y} + {(x - 10) * y} = {x * y}{end}"
@@ -236,8 +236,8 @@ def products(draw: Draw, level: int) -> Task:
         return _chain(draw, "product", 5, f"{a} x {b} + {c}", a * b + c, why, ((a, b), (a * b, c)))
     used = ((x, y),)
     if level == 4 or x >= 10:
-        tens = x // 10 * 10
-        used = ((x, y), (tens, y), (tens * y, (x - tens) * y))  # type: ignore[assignment]
+        tens = 10 if level <= 3 else x // 10 * 10
+        used = ((x, y), (tens, y), (x - tens, y), (tens * y, (x - tens) * y))  # type: ignore[assignment]
     task = _binary(draw, "product", max(level, 3), x, y, x * y, PRODUCT, PRODUCT_REPLY, why)
     return replace(task, pairs=used)
 
