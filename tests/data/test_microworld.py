@@ -186,9 +186,9 @@ def test_thinking_and_direct_answers_for_the_same_families() -> None:
         assert isinstance(conversation, Conversation)
         thinking = conversation.meta["thinking"]
         modes[thinking] += 1
-        for message in conversation.messages:
-            if message.role == "assistant":
-                assert bool(message.reasoning_content) == thinking and message.content
+        *earlier, last = [m for m in conversation.messages if m.role == "assistant"]
+        assert bool(last.reasoning_content) == thinking and last.content
+        assert not any(m.reasoning_content for m in earlier)
         assert conversation.messages[-1].role == "assistant"
     assert 0.3 < modes[True] / 400 < 0.5
 

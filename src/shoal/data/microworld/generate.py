@@ -185,8 +185,13 @@ def _story_turns(draw: Draw) -> list[Turn]:
 
 
 def _chat(draw: Draw) -> Conversation:
-    """A chat: an optional system prompt, an optional greeting, one to three subjects, an optional goodbye."""
+    """A chat: an optional system prompt, an optional greeting, one to three subjects, an optional goodbye.
+
+    In thinking mode the last answer alone has reasoning: templates leave earlier reasoning out of a history, so it
+    could not be learnt there.
+    """
     turns: list[Turn] = []
+    thinking = draw.chance(THINKING_SHARE)
     if draw.chance(0.10):
         turns.append(smalltalk.talk(draw, draw.pick(("hello", "hello", "morning", "evening", "how"))))
     subjects = 1 if draw.chance(0.72) else 2 if draw.chance(0.75) else 3
@@ -202,15 +207,15 @@ def _chat(draw: Draw) -> Conversation:
             turns.extend(_sum_turns(draw))
         else:
             turns.extend(_task_turns(make_task(draw)))
-    if draw.chance(0.10):
+    if not thinking and draw.chance(0.14):
         turns.append(smalltalk.talk(draw, draw.pick(("thanks", "thanks", "bye", "night"))))
-    thinking = draw.chance(THINKING_SHARE)
     messages = []
     if draw.chance(0.12):
         messages.append(Message("system", draw.say(SYSTEM)))
-    for user, reply, why in turns:
+    for number, (user, reply, why) in enumerate(turns, 1):
         messages.append(Message("user", _casual(draw, user)))
-        messages.append(Message("assistant", reply, reasoning_content=why if thinking else None))
+        shown = why if thinking and number == len(turns) else None
+        messages.append(Message("assistant", reply, reasoning_content=shown))
     return Conversation(
         tuple(messages), {"source": "microworld", "language": draw.language, "thinking": thinking}
     )
