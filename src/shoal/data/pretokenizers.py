@@ -171,8 +171,9 @@ def _canonical(node: dict[str, Any] | None) -> list[tuple[str, Any]]:
         case "Digits":
             return [("split", r"\p{N}" if node.get("individual_digits") else r"\p{N}+")]
         case "Split":
-            pattern = node["pattern"]
-            return [("split", pattern.get("Regex", pattern.get("String")))]
+            pattern = node["pattern"].get("Regex", node["pattern"].get("String"))
+            # Some files hold the line ends themselves, others their escapes.
+            return [("split", pattern.replace("\r", r"\r").replace("\n", r"\n"))]
         case "ByteLevel":
             return [("bytes", node.get("use_regex", True))]
         case other:
