@@ -80,7 +80,7 @@ def _page(info: CheckpointInfo, facts: dict[str, Any]) -> str:
     attention = (
         f"MLA, {config.num_attention_heads} heads, latent {config.kv_lora_rank} + rope {config.qk_rope_head_dim}"
         if config.uses_mla
-        else f"GQA, {config.num_attention_heads} query, {config.num_key_value_heads} key-value heads of {config.head_dim}"
+        else f"GQA, {config.num_attention_heads} query and {config.num_key_value_heads} kv heads of {config.head_dim}"
     )
     shape = (
         f"{config.num_hidden_layers} layers, hidden {config.hidden_size}, vocabulary {config.vocab_size:,}"

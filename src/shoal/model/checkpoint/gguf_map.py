@@ -266,7 +266,10 @@ def _mla_values(keys: _Keys, layers: int) -> dict[str, Any]:
     experts = keys.integer("expert_count", 0)
     sigmoid = keys.integer("expert_gating_func", 1) == 2
     groups = keys.integer("expert_group_count", 1) or 1
-    biased = any(name.endswith(".exp_probs_b.bias") for name in keys.file.tensors)
+    dense = keys.integer("leading_dense_block_count", 0 if experts else layers)
+    biased = any(name.endswith(".exp_probs_b.bias") for name in keys.file.tensors) or (
+        sigmoid and dense >= layers
+    )
     return {
         "model_type": "deepseek_v3" if sigmoid else "deepseek_v2",
         "num_key_value_heads": keys.integer("attention.head_count"),
@@ -280,7 +283,7 @@ def _mla_values(keys: _Keys, layers: int) -> dict[str, Any]:
         "n_shared_experts": keys.integer("expert_shared_count", 0) or None,
         "num_experts_per_tok": keys.integer("expert_used_count", 0) or None,
         "moe_intermediate_size": keys.integer("expert_feed_forward_length", 0) or None,
-        "first_k_dense_replace": keys.integer("leading_dense_block_count", 0 if experts else layers),
+        "first_k_dense_replace": dense,
         "n_group": groups,
         "topk_group": keys.integer("expert_group_used_count", 1) or 1,
         "topk_method": "noaux_tc" if biased else "group_limited_greedy" if groups > 1 else "greedy",
@@ -396,6 +399,8 @@ def metadata_from_config(config: ModelConfig, *, name: str, file_type: int) -> d
 def _mla_metadata(config: ModelConfig) -> dict[str, Any]:
     if not config.rope_interleave:
         raise _inexpressible("rope_interleave false")
+    if config.attention_bias:
+        raise _inexpressible("biases in latent attention")
     latent = config.kv_lora_rank or 0
     values: dict[str, Any] = {
         "attention.kv_lora_rank": latent,
