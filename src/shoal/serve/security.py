@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
 from shoal.serve.errors import ApiError, ClientGone, from_shoal
-from shoal.serve.settings import LOCAL_OWNER, MAX_BODY_BYTES, ServerSettings, hash_key
+from shoal.serve.settings import LOCAL_OWNER, MAX_BODY_BYTES, MAX_HEADER_BYTES, ServerSettings, hash_key
 
 log = logging.getLogger("shoal.serve")
 
@@ -110,6 +110,8 @@ class Door:
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         """Raises ApiError; False for a preflight that is answered here."""
         method, path = scope["method"], scope["path"]
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            raise ApiError(431, f"more than {MAX_HEADER_BYTES >> 10} KB of headers")  # h11 only limits unfinished ones
         if sum(name == b"host" for name, _ in scope["headers"]) != 1 or not self._known_host(scope, headers):
             raise ApiError(
                 403, "this Host name is not served here (--allowed-host adds one)", code="unknown_host"

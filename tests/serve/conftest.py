@@ -1,0 +1,105 @@
+"""A real server on a loopback port with a tiny random DeepSeek-V3 that thinks, shared by the tests of this room."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shoal.cli.serve import card_of, open_spec
+from shoal.serve.app import create_app
+from shoal.serve.listener import Server, bind, url_of
+from shoal.serve.models import ModelTable
+from shoal.serve.settings import ServerSettings
+from shoal.serve.store import Store
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog. " * 3,
+    "Count the boats on the sea: one, two, three. Who are you? I am a small model. ",
+    "日本の人口は一億人です。海は広いな大きいな。こんにちは、元気ですか。",
+    "def add(a, b):\n    return a + b\n",
+]
+CONFIG = {
+    "model_type": "deepseek_v3", "hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": None,
+    "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4,
+    "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.0, "norm_topk_prob": True, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder: random weights, a tokenizer trained on a page of text, DeepSeek's chat template."""
+    import torch
+
+    from shoal.data.tokenizer import train_tokenizer
+    from shoal.model.checkpoint.save import save_checkpoint
+    from shoal.model.config import ModelConfig
+    from shoal.model.init import init_weights
+    from shoal.model.transformer import CausalLM
+
+    torch.set_num_threads(1)
+    tokenizer = train_tokenizer(TEXTS, vocab_size=600)
+    network = CausalLM(ModelConfig.from_dict(CONFIG | {"vocab_size": tokenizer.vocab_size}))
+    init_weights(network, 1)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_checkpoint(folder, network, tokenizer_files=tokenizer.save)
+    return folder
+
+
+Start = Callable[..., str]
+
+
+@contextlib.contextmanager
+def running(app: object) -> Iterator[str]:
+    """The app behind a real socket, in a thread of this process."""
+    sock = bind("127.0.0.1", 0)
+    ready = threading.Event()
+    server = Server(app, on_ready=ready.set)  # type: ignore[arg-type]
+    thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield url_of(sock)
+    finally:
+        server.should_exit = True
+        thread.join(15)
+        assert not thread.is_alive(), "the server does not stop"
+
+
+@pytest.fixture(scope="session")
+def start_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start further servers with other settings; they all end with the session."""
+    with contextlib.ExitStack() as stack:
+
+        def start(settings: ServerSettings | None = None, *, folder: Path | None = None) -> str:
+            table = ModelTable([card_of("tiny", tiny_model)], open_spec)
+            store = Store((folder or tmp_path_factory.mktemp("server")) / "chats.sqlite")
+            url = stack.enter_context(running(create_app(settings or ServerSettings(), table, store)))
+            for _ in range(300):
+                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                    return url
+                threading.Event().wait(0.1)
+            raise AssertionError("the model does not load")
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def live_server(start_server: Start) -> str:
+    """The base URL of a server whose only model is `tiny`."""
+    return start_server()
+
+
+@pytest.fixture
+def client(live_server: str) -> Iterator[httpx.Client]:
+    """An HTTP client that looks like the page of this server."""
+    headers = {"sec-fetch-site": "same-origin"}
+    with httpx.Client(base_url=live_server, headers=headers, timeout=30, trust_env=False) as session:
+        yield session
