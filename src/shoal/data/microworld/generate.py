@@ -207,6 +207,8 @@ def _chat(draw: Draw) -> Conversation:
             turns.extend(_sum_turns(draw))
         else:
             turns.extend(_task_turns(make_task(draw)))
+    if not turns:  # held-out follow-ups may all have been refused
+        turns.extend(_task_turns(make_task(draw)))
     if not thinking and draw.chance(0.14):
         turns.append(smalltalk.talk(draw, draw.pick(("thanks", "thanks", "bye", "night"))))
     messages = []
