@@ -297,7 +297,8 @@ def test_header_reading_needs_no_torch(tmp_path: Path, make_network: Make) -> No
     save_checkpoint(tmp_path / "c", make_network("v3"))
     code = (
         "import sys; from shoal.model.checkpoint.load import inspect, read_config, read_side_files, resolve\n"
-        f"p = resolve({str(tmp_path / 'c')!r}); inspect(p); read_config(p); read_side_files(p); sys.exit('torch' in sys.modules)"
+        f"path = resolve({str(tmp_path / 'c')!r}); inspect(path); read_config(path); read_side_files(path)\n"
+        "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 

@@ -1,0 +1,55 @@
+"""`shoal models`: the table by its command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from shoal.cli.main import app
+from shoal.errors import ShoalError, UsageError
+from shoal.model.checkpoint.save import save_checkpoint
+from shoal.model.config import ModelConfig
+from shoal.model.transformer import CausalLM
+
+
+def models(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["models", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = ModelConfig(
+        model_type="qwen2", vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    save_checkpoint(tmp_path / "tiny", CausalLM(config))
+    return tmp_path / "tiny"
+
+
+def test_import_list_show_remove(folder: Path, home: Path) -> None:
+    assert json.loads(models("import", folder, "--json").stdout)["name"] == "tiny"
+    listed = json.loads(models("list", "--json").stdout)["models"]
+    mine = next(model for model in listed if model["name"] == "tiny")
+    assert mine["path"] == str(home / "models" / "tiny") and mine["removable"] and mine["size_bytes"] > 0
+    assert "tiny" in models("list").stdout and "context" in models("show", "tiny").stdout
+    assert models("remove", "tiny").exit_code == 0
+    assert "tiny" not in models("list").stdout
+
+
+def test_refusals(folder: Path) -> None:
+    with pytest.raises(ShoalError, match="no installed model 'nope'"):
+        models("show", "nope")
+    with pytest.raises(ShoalError, match="no installed model"):
+        models("remove", "../tiny")
+    with pytest.raises(UsageError, match="is no hub name"):
+        models("pull", "just-a-name")
+    with pytest.raises(ShoalError, match="from the hub"):
+        models("pull", "nobody/nothing-here")
+    models("import", folder)
+    with pytest.raises(ShoalError, match="--force"):
+        models("import", folder)
+    assert models("import", folder, "--force").exit_code == 0
