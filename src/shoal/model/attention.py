@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
+from shoal.model.norm import RMSNorm
 from shoal.model.rope import Rotation, rotate, softmax_scale
 
 LATENT_NORM_EPS = 1e-6
@@ -31,10 +32,10 @@ class MultiHeadLatentAttention(nn.Module):
             self.q_proj = nn.Linear(hidden, heads * config.qk_head_dim, bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
-            self.q_a_layernorm = nn.RMSNorm(config.q_lora_rank, eps=LATENT_NORM_EPS)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps=LATENT_NORM_EPS)
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, sum(self.kv_parts), bias=bias)
-        self.kv_a_layernorm = nn.RMSNorm(config.kv_lora_rank, eps=LATENT_NORM_EPS)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, eps=LATENT_NORM_EPS)
         kv_b_width = heads * (config.qk_nope_head_dim + config.v_head_dim)
         self.kv_b_proj = nn.Linear(config.kv_lora_rank, kv_b_width, bias=False)
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=bias)
@@ -78,8 +79,8 @@ class GroupedQueryAttention(nn.Module):
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if config.model_type == "qwen3":
-            self.q_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(head_dim, eps=config.rms_norm_eps)
+            self.q_norm = RMSNorm(head_dim, eps=config.rms_norm_eps)
+            self.k_norm = RMSNorm(head_dim, eps=config.rms_norm_eps)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, context: TokenContext) -> Tensor:
         heads = (-1, self.head_dim)

@@ -8,6 +8,7 @@ from shoal.model.attention import build_attention
 from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
 from shoal.model.moe import build_mlp
+from shoal.model.norm import RMSNorm
 from shoal.model.rope import Rotation
 
 
@@ -18,8 +19,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = build_attention(config, layer)
         self.mlp = build_mlp(config, layer)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, context: TokenContext) -> Tensor:
         x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rotation, context)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
 from shoal.model.layer import DecoderLayer
+from shoal.model.norm import RMSNorm
 from shoal.model.rope import Rotation
 
 
@@ -20,7 +21,7 @@ class SharedHead(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class MTPLayer(DecoderLayer):
@@ -28,8 +29,8 @@ class MTPLayer(DecoderLayer):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__(config, layer)
-        self.enorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.hnorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.enorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = SharedHead(config)
 

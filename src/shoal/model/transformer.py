@@ -13,6 +13,7 @@ from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
 from shoal.model.layer import DecoderLayer
 from shoal.model.mtp import MTPLayer
+from shoal.model.norm import RMSNorm
 from shoal.model.rope import RotaryEmbedding
 
 
@@ -26,7 +27,7 @@ class Decoder(nn.Module):
         if mtp:
             modules = range(config.num_hidden_layers, config.num_layers_with_mtp)
             self.layers.extend(MTPLayer(config, layer) for layer in modules)
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class CausalLM(nn.Module):
