@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -164,3 +165,20 @@ def test_a_folder_with_other_things_is_never_replaced(tmp_path: Path, make_netwo
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
     with pytest.raises(ShoalError, match="is a file"):
         save_checkpoint(tmp_path / "thesis.txt", make_network("llama"))
+
+
+def test_transformers_finds_the_same_numbers_in_our_fp8_files(tmp_path: Path, make_network: Make) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
+        save_checkpoint(tmp_path / "c", make_network("v3"), dtype="fp8")
+        wide = FineGrainedFP8Config(dequantize=True)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "c", quantization_config=wide).state_dict()
+    ours = load_network(tmp_path / "c", dtype=torch.bfloat16).state_dict()
+    for name, value in theirs.items():
+        if "experts.gate_up_proj" in name:
+            gate, up = (ours[name.replace("gate_up_proj", part)] for part in ("gate_proj", "up_proj"))
+            assert torch.equal(value, torch.cat([gate, up], dim=1).to(value.dtype)), name
+        else:
+            assert torch.equal(value, ours[name].to(value.dtype)), name
