@@ -227,7 +227,8 @@ class ChatMLProtocol(_BuiltIn):
     def _header(self, page: Page, role: str) -> None:
         page.mark("<|im_start|>")
         page.text(f"{role}\n")
-        page.cut()  # an answer is generated after this newline, so a history is cut here too
+        if role == "assistant":
+            page.cut()  # an answer is generated after this newline, so a history is cut here too
 
     def _body(self, page: Page, content: str, *, learnt: bool) -> None:
         page.text(content, learnt)

@@ -182,9 +182,14 @@ class Page:
     def spell(self) -> str:
         return "".join(i if isinstance(i, str) else spelling(self._tokenizer, i) for i, _ in self._items)
 
-    def atoms(self) -> list[int | str]:
-        """Control tokens and single characters."""
-        return [atom for item, _ in self._items for atom in ([item] if isinstance(item, int) else item)]
+    def atoms(self) -> list[int | str | None]:
+        """Control tokens, single characters, and None where text is cut."""
+        atoms: list[int | str | None] = []
+        for item, _ in self._items:
+            if isinstance(item, str) and atoms and isinstance(atoms[-1], str):
+                atoms.append(None)
+            atoms += [item] if isinstance(item, int) else item
+        return atoms
 
 
 def spelling(tokenizer: Tokenizer, token_id: int | None) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from shoal.data.chat_parser import Marks, Start
 from shoal.data.protocol import ChatProtocol, Page, Tools, spelling
@@ -75,8 +75,10 @@ class TemplateProtocol(ChatProtocol):
             ) from error
         if self.tokenizer.add_bos and not rendered.startswith(bos):
             page.mark(bos)
-        for is_markup, text in hidden.split(rendered):
-            if not is_markup:
+        for kind, text in hidden.split(rendered):
+            if kind != "markup":
+                if kind == "answer":
+                    page.cut()  # it was generated after what stands before it, so a history is cut here too
                 page.text(text)
                 continue
             for piece in self.tokenizer.split_markup(text):
@@ -92,7 +94,7 @@ class TemplateProtocol(ChatProtocol):
     ) -> tuple[list[int], list[bool]]:
         """A template cannot say what is learnt: what an answer adds to the prompt that asks for it is."""
 
-        def atoms(count: int, generation: bool) -> list[int | str]:
+        def atoms(count: int, generation: bool) -> list[int | str | None]:
             page = Page(self.tokenizer)
             last = count == len(messages) and not generation
             self._fill(page, messages[:count], thinking, generation, tools, with_reasoning=thinking and last)
@@ -119,6 +121,8 @@ class TemplateProtocol(ChatProtocol):
         for atom, flag in zip(whole, learnt, strict=True):
             if isinstance(atom, int):
                 page.mark(spelling(self.tokenizer, atom), flag)
+            elif atom is None:
+                page.cut()
             else:
                 page.text(atom, flag)
         return page.encode()
@@ -127,7 +131,10 @@ class TemplateProtocol(ChatProtocol):
         content = message.content or ""
         if self.thinking == "native" and message.role == "assistant" and "</think>" in content:
             content = content.split("</think>")[-1].lstrip("\n")
-        entry: dict[str, Any] = {"role": message.role, "content": hidden.text(content)}
+        entry: dict[str, Any] = {
+            "role": message.role,
+            "content": hidden.text(content, answer=message.role == "assistant"),
+        }
         if message.name is not None:
             entry["name"] = hidden.text(message.name)
         if message.tool_call_id is not None:
@@ -149,6 +156,7 @@ class TemplateProtocol(ChatProtocol):
         return entry
 
 
+Kind = Literal["markup", "people", "answer"]
 _OPEN, _CLOSE, _CLOSE_IN_JSON = "\ue0f0", "\ue0f1", "\ue0f2"
 
 
@@ -157,13 +165,13 @@ class Hidden:
 
     def __init__(self) -> None:
         self._nonce = secrets.token_hex(8)
-        self._texts: list[str] = []
+        self._texts: list[tuple[Kind, str]] = []
 
-    def text(self, text: str) -> str:
+    def text(self, text: str, *, answer: bool = False) -> str:
         core = text.strip()
         if not core:
             return text
-        self._texts.append(core)
+        self._texts.append(("answer" if answer else "people", core))
         place = f"{_OPEN}{self._nonce}x{len(self._texts) - 1}{_CLOSE}"
         return text[: len(text) - len(text.lstrip())] + place + text[len(text.rstrip()) :]
 
@@ -179,24 +187,24 @@ class Hidden:
             return [self.all_texts(item) for item in value]
         return value
 
-    def split(self, rendered: str) -> list[tuple[bool, str]]:
-        """(is markup, text) in order."""
+    def split(self, rendered: str) -> list[tuple[Kind, str]]:
+        """Markup and people's texts in order."""
         pattern = re.compile(f"{_OPEN}{self._nonce}x(\\d+)([{_CLOSE}{_CLOSE_IN_JSON}])")
-        pieces: list[tuple[bool, str]] = []
+        pieces: list[tuple[Kind, str]] = []
         position = 0
         for match in pattern.finditer(rendered):
-            pieces.append((True, rendered[position : match.start()]))
-            text = self._texts[int(match.group(1))]
+            pieces.append(("markup", rendered[position : match.start()]))
+            kind, text = self._texts[int(match.group(1))]
             quoted = match.group(2) == _CLOSE_IN_JSON
-            pieces.append((False, json.dumps(text, ensure_ascii=False)[1:-1] if quoted else text))
+            pieces.append((kind, json.dumps(text, ensure_ascii=False)[1:-1] if quoted else text))
             position = match.end()
-        pieces.append((True, rendered[position:]))
-        if any(is_markup and self._nonce in text.lower() for is_markup, text in pieces):
+        pieces.append(("markup", rendered[position:]))
+        if any(kind == "markup" and self._nonce in text.lower() for kind, text in pieces):
             raise ShoalError(
                 "this model's chat template changes people's text (its case or length), which shoal does not follow",
                 hint="Give the model a plainer chat template.",
             )
-        return [(is_markup, text) for is_markup, text in pieces if text]
+        return [(kind, text) for kind, text in pieces if text]
 
 
 # Keys that templates look up in a tool's description.
