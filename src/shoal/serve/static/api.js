@@ -52,17 +52,17 @@ export async function call(method, path, body) {
 }
 
 /**
- * Follow a chat's events from the first one that the server still has. The browser reconnects by itself and names
- * the last event it saw.
+ * Follow a chat's events after number `after`. The browser reconnects by itself and names the last event it saw.
  * @param {string} chatId
- * @param {(event: any) => void} onEvent
+ * @param {number} after
+ * @param {(event: any, number: number) => void} onEvent
  * @param {(online: boolean, closed: boolean) => void} onLine the stream opened, broke (and is tried again) or ended
  * @returns {() => void} stop following
  */
-export function follow(chatId, onEvent, onLine) {
-  const source = new EventSource(`api/chats/${chatId}/events?after=0`);
+export function follow(chatId, after, onEvent, onLine) {
+  const source = new EventSource(`api/chats/${chatId}/events?after=${after}`);
   source.onopen = () => onLine(true, false);
-  source.onmessage = (message) => onEvent(JSON.parse(message.data));
+  source.onmessage = (message) => onEvent(JSON.parse(message.data), Number(message.lastEventId));
   source.onerror = () => onLine(false, source.readyState === EventSource.CLOSED);
   return () => source.close();
 }

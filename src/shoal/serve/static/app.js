@@ -1,6 +1,7 @@
 // @ts-check
 // The page as a whole: header, thread, composer; and what happens when it opens.
 import { html, Icon, render, useEffect, useRef, useState } from "./lib.js";
+import { call, errorWords } from "./api.js";
 import { openChat, send, stop } from "./chat.js";
 import { Composer } from "./composer.js";
 import { Dialogs } from "./dialogs.js";
@@ -26,6 +27,30 @@ function Empty() {
   return html`<div class="empty"><img src="static/mark.svg" alt="" width="72" height="72" /><h1>${chosen?.name ?? ""}</h1>
     <p lang=${languageOf(words(chosen?.description))}>${words(chosen?.description)}</p>
     <ul>${examples(chosen).slice(0, 3).map((question) => html`<li><button type="button" onClick=${() => send(question)}>${question}</button></li>`)}</ul></div>`;
+}
+
+/** The page could not start: the server is away, or it wants a key (which becomes a cookie that scripts cannot read). */
+function StartError() {
+  const [key, setKey] = useState("");
+  const error = state.startError;
+  if (!error) return null;
+  const notice = html`<div class="notice error" role="alert"><${Icon} name="circle-alert" /><div>${error.message}${error.hint && html`<p>${error.hint}</p>`}</div>
+    ${!error.needsKey && html`<button type="button" class="button" onClick=${start}>${t("action.retry")}</button>`}</div>`;
+  if (!error.needsKey) return notice;
+  /** @param {Event} event */
+  const submit = async (event) => {
+    event.preventDefault();
+    try {
+      await call("POST", "api/session", { key });
+      start();
+    } catch (refusal) {
+      state.startError = { ...errorWords(refusal), needsKey: true };
+      changed();
+    }
+  };
+  return html`<form class="key" onSubmit=${submit}>${notice}<label>${t("key.label")}
+    <input type="password" autocomplete="current-password" value=${key} onInput=${(/** @type {any} */ event) => setKey(event.target.value)} /></label>
+    <button class="button primary" disabled=${!key}>${t("key.open")}</button></form>`;
 }
 
 /** A question that did not get through. */
@@ -80,14 +105,11 @@ function Main() {
       setAway(!made.following && made.distance() > 80));
     follower.current = made;
   }, []);
-  const chatId = state.chat?.id;
-  const sending = state.chat?.leaf === "sending" || (runningMessage() && state.chat?.leaf);
-  useEffect(() => follower.current?.toEnd(), [chatId, sending]);
+  useEffect(() => follower.current?.toEnd(), [state.toEnd]);
   return html`<main class="main"><${Header} />
     ${!state.online && html`<p class="offline" role="status">${t("error.offline")}</p>`}
     <div class="scroll" ref=${box} tabindex="-1"><div class="column" ref=${content}>
-      ${state.startError ? html`<div class="notice error" role="alert"><${Icon} name="circle-alert" /><div>${state.startError.message}<p>${state.startError.hint}</p></div>
-        <button type="button" class="button" onClick=${start}>${t("action.retry")}</button></div>` : state.ready && html`<${Thread} onToggle=${() => follower.current?.release()} />`}
+      ${state.startError ? html`<${StartError} />` : state.ready && html`<${Thread} onToggle=${() => follower.current?.release()} />`}
     </div></div>
     <div class="dock">${away && html`<button type="button" class="round jump" aria-label=${t("action.toEnd")} title=${t("action.toEnd")} onClick=${() => follower.current?.toEnd()}><${Icon} name="arrow-down" /></button>`}
       <${LoadProgress} /><${Composer} /><p class="small">${t("composer.note")}</p></div>

@@ -3,6 +3,7 @@
 import { ApiError, call, errorWords, follow } from "./api.js";
 import { t } from "./i18n.js";
 import { listChats } from "./history.js";
+import { readState } from "./models.js";
 import { changed, isRunning, runningMessage, showToast, state, touch } from "./store.js";
 import { leafBelow } from "./tree.js";
 
@@ -35,32 +36,34 @@ export async function openChat(id) {
   changed();
   if (!id) return;
   try {
-    const { messages, ...chat } = await call("GET", `api/chats/${id}`);
+    const { messages, last_event: lastEvent = 0, ...chat } = await call("GET", `api/chats/${id}`);
     if (location.hash !== `#${id}`) return; // another chat was opened meanwhile
-    state.chat = { ...chat, messages: new Map(), leaf: null };
+    state.chat = { ...chat, messages: new Map(), leaf: null, lastEvent };
     for (const message of messages) adopt(message);
     if (chat.model && state.models.some((model) => model.id === chat.model)) state.modelId = chat.model;
     const kept = sessionStorage.getItem(`leaf:${id}`);
     const messageMap = /** @type {import("./store.js").Chat} */ (state.chat).messages;
     state.chat.leaf = runningMessage()?.id ?? leafBelow(messageMap, kept && messageMap.has(kept) ? kept : null);
-    followRunning(true);
+    state.toEnd += 1;
+    followRunning();
   } catch (error) {
     fail(error, () => openChat(id));
   }
   changed();
 }
 
-/** Ask the server for the events of what is running, and build those answers anew from their first event. */
-function followRunning(resumed = false) {
+/** Follow what is running from where we know it. */
+function followRunning() {
   unfollow();
   const chat = state.chat;
   const running = [...(chat?.messages.values() ?? [])].filter(isRunning);
   if (!chat || running.length === 0) return;
-  for (const message of running) {
-    Object.assign(message, { content: "", reasoning: "" });
-    state.live.set(message.id, { state: "queued", since: startOf(message), resumed });
-  }
-  unfollow = follow(chat.id, receive, async (online, closed) => {
+  for (const message of running) state.live.set(message.id, liveOf(message));
+  const onEvent = (/** @type {any} */ event, /** @type {number} */ number) => {
+    chat.lastEvent = number;
+    receive(event);
+  };
+  unfollow = follow(chat.id, chat.lastEvent, onEvent, async (online, closed) => {
     if (state.online !== online) changed();
     state.online = online;
     if (!closed) return;
@@ -69,14 +72,19 @@ function followRunning(resumed = false) {
   });
 }
 
-/** When the server took this question, on our clock. @param {Message} message */
-function startOf(message) {
-  const made = typeof message.created_at === "number" ? message.created_at * 1_000 : Date.parse(message.created_at);
-  return Math.min(Date.now(), made || Date.now());
+/** What a running answer is doing, as far as its fields tell. @param {Message} message @returns {import("./store.js").Live} */
+function liveOf(message) {
+  const since = Math.min(Date.now(), message.created_at * 1_000 || Date.now());
+  if (message.status !== "writing") return { state: /** @type {"queued"} */ (message.status), since };
+  return message.content ? { state: "writing", since } : { state: "thinking", since, thinkingSince: since };
 }
 
 /** @param {any} event one of the server's numbered events */
 function receive(event) {
+  if (event.type === "snapshot") { // the events we missed are gone; these are the texts as they stand
+    for (const message of event.messages) state.live.set(message.id, liveOf(adopt(message)));
+    return changed();
+  }
   const id = typeof event.message === "object" ? event.message.id : event.message;
   const message = state.chat?.messages.get(id);
   if (!message || !isRunning(message)) return;
@@ -84,7 +92,7 @@ function receive(event) {
   state.live.set(id, live);
   if (event.type === "reasoning") {
     message.reasoning += event.text;
-    live.thinkingSince ??= live.resumed ? live.since : Date.now();
+    live.thinkingSince ??= Date.now();
     say("thinking", live);
   } else if (event.type === "content") {
     if (live.thinkingSince && message.content === "") message.thinking_seconds ??= (Date.now() - live.thinkingSince) / 1_000;
@@ -97,6 +105,7 @@ function receive(event) {
     state.announcement = message.status === "error" ? "" : `${t("status.finished")} ${message.content}`;
     if (!runningMessage()) unfollow();
     listChats();
+    if (!state.models.find((each) => each.id === message.model)?.loaded) readState();
   } else {
     const { type, message: _, ...numbers } = event;
     Object.assign(live, numbers, { state: type });
@@ -136,13 +145,14 @@ export async function send(content, parentId = state.chat?.leaf ?? null) {
     if (!chat) {
       const title = content.trim().split("\n")[0].slice(0, 80);
       const made = await call("POST", "api/chats", { title, model: state.modelId });
-      chat = state.chat = { ...made, title: made.title || title, messages: new Map(), leaf: null };
+      chat = state.chat = { ...made, title: made.title || title, messages: new Map(), leaf: null, lastEvent: 0 };
       history.replaceState(null, "", `#${made.id}`);
     }
     const now = Date.now() / 1_000;
     const waiting = { id: "sending", parent_id: parentId, role: "user", content, reasoning: "", status: "done", created_at: now };
     chat.messages.set("sending", /** @type {Message} */ (waiting));
     chat.leaf = "sending";
+    state.toEnd += 1;
     changed();
     const body = { parent_id: parentId, content, model: state.modelId, thinking: effort() };
     const { user, assistant } = await call("POST", `api/chats/${chat.id}/messages`, body);
@@ -165,6 +175,7 @@ function begin(messages) {
   const chat = /** @type {import("./store.js").Chat} */ (state.chat);
   for (const message of messages) adopt(message);
   chat.leaf = messages[messages.length - 1].id;
+  state.toEnd += 1;
   sessionStorage.removeItem(`leaf:${chat.id}`);
   followRunning();
   listChats();

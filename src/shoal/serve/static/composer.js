@@ -62,7 +62,8 @@ export function Composer() {
   useEffect(() => onRestoreDraft(write), []);
   useLayoutEffect(() => grow(node.current, LINES), [text, key]);
   useEffect(() => {
-    if (matchMedia("(hover: hover)").matches) node.current?.focus();
+    const elsewhere = document.activeElement?.matches("input, textarea, dialog *"); // a reader who writes is not moved
+    if (matchMedia("(hover: hover)").matches && !elsewhere) node.current?.focus();
   }, [key]);
 
   /** @param {KeyboardEvent} event */

@@ -120,7 +120,7 @@ function Answer({ message, versions, busy, onToggle }) {
     <${Ending} message=${message} busy=${busy} />
     ${!running && html`<footer class="actions"><${Versions} message=${message} versions=${versions} busy=${busy} />
       ${message.content && html`<${CopyButton} text=${() => message.content} name=${t("action.copy")} />`}
-      <${Action} icon="refresh-cw" name=${t("action.regenerate")} disabled=${busy} onClick=${() => regenerate(message)} />
+      ${message.status !== "error" && html`<${Action} icon="refresh-cw" name=${t("action.regenerate")} disabled=${busy} onClick=${() => regenerate(message)} />`}
       ${message.content && html`
         <${Action} icon="thumbs-up" name=${t("action.good")} pressed=${message.feedback === 1} onClick=${thumb(1)} />
         <${Action} icon="thumbs-down" name=${t("action.bad")} pressed=${message.feedback === -1} onClick=${thumb(-1)} />

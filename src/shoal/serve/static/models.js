@@ -21,7 +21,7 @@ export async function readState() {
     state.startError = null;
   } catch (error) {
     const { message, hint, status } = /** @type {ApiError} */ (error);
-    state.startError = { message: status === 0 ? t("error.unreachable") : message, hint: hint ?? "" };
+    state.startError = { message: status === 0 ? t("error.unreachable") : message, hint: hint ?? "", needsKey: status === 401 };
   }
   state.ready = true;
   changed();
@@ -61,7 +61,7 @@ export async function loadModel() {
       changed();
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     }
-    if (load.status === "ready") for (const each of state.models) if (each.id === id) each.loaded = true;
+    if (load.status === "ready") await readState(); // its context is known only now
   } catch (error) {
     Object.assign(load, { status: "error", error });
   }

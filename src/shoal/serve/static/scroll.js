@@ -33,10 +33,10 @@ export class Follower {
   }
 
   scrolled() {
-    const up = this.box.scrollTop < this.lastTop - DRAG_PX;
+    const moved = this.box.scrollTop - this.lastTop; // 0 where the scrolling was our own
     this.lastTop = this.box.scrollTop;
-    if (this.distance() <= NEAR_END_PX && !up) this.set(true);
-    else if (up && this.distance() > NEAR_END_PX) this.set(false); // the scroll bar was dragged
+    if (moved > 0 && this.distance() <= NEAR_END_PX) this.set(true);
+    else if (moved < -DRAG_PX && this.distance() > NEAR_END_PX) this.set(false); // the scroll bar was dragged
     this.onChange();
   }
 

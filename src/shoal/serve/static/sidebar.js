@@ -20,16 +20,14 @@ export function toggleSidebar(open = !state.sidebar) {
 /** Open a chat; on a phone the list makes room for it. @param {string | null} id */
 export function show(id) {
   if (NARROW.matches) state.sidebar = false;
-  return openChat(id);
+  changed();
+  return id && id === state.chat?.id ? undefined : openChat(id);
 }
 
 export function focusSearch() {
   toggleSidebar(true);
   setTimeout(() => document.getElementById("search")?.focus(), 60); // after the paint that shows it
 }
-
-/** @param {any} moment seconds since 1970, or an ISO date */
-const dateOf = (moment) => new Date(typeof moment === "number" ? moment * 1_000 : moment);
 
 /** The text with what was searched for marked in it. @param {{text: string, query: string}} props */
 function Marked({ text, query }) {
@@ -78,7 +76,7 @@ function Groups() {
   /** @type {Map<string, ChatRow[]>} */
   const groups = new Map();
   for (const chat of state.chats) {
-    const name = dayGroup(dateOf(chat.updated_at), now);
+    const name = dayGroup(new Date(chat.updated_at * 1_000), now);
     groups.set(name, [...(groups.get(name) ?? []), chat]);
   }
   if (groups.size === 0) return html`<p class="none">${t(state.query ? "history.notFound" : "history.empty")}</p>`;

@@ -4,22 +4,23 @@
 /**
  * @typedef {"queued" | "loading" | "prompt" | "writing" | "done" | "stopped" | "error" | "length"} Status
  * @typedef {{id: string, parent_id: string | null, role: "user" | "assistant", content: string, reasoning: string,
- *   status: Status, error?: any, model?: string, created_at: any, thinking_seconds?: number,
+ *   status: Status, error?: any, model?: string, created_at: number, thinking_seconds?: number,
  *   reasoning_tokens?: number, usage?: any, timings?: any, cost?: any, feedback?: -1 | 0 | 1, edited?: string,
  *   revision?: number}} Message
- * @typedef {{id: string, title: string, updated_at: any, created_at: any, snippet?: string}} ChatRow
- * @typedef {{id: string, title: string, model: string, messages: Map<string, Message>, leaf: string | null}} Chat
+ * @typedef {{id: string, title: string, updated_at: number, created_at: number, snippet?: string}} ChatRow
+ * @typedef {{id: string, title: string, model: string, messages: Map<string, Message>, leaf: string | null,
+ *   lastEvent: number}} Chat
  * @typedef {{id: string, name: string, description: any, size_bytes: number, parameters: number,
  *   parameters_active: number, context: number, thinking: "none" | "native" | "adapter", loaded: boolean,
  *   examples: Record<string, string[]>, languages: string[]}} Model
  * @typedef {{state: "queued" | "loading" | "prompt" | "thinking" | "writing", since: number, position?: number,
  *   bytes_done?: number, bytes_total?: number, processed?: number, total?: number, cached?: number, seconds?: number,
- *   thinkingSince?: number, stopping?: boolean, resumed?: boolean}} Live what a running answer is doing
+ *   thinkingSince?: number, stopping?: boolean}} Live what a running answer is doing
  */
 
 export const state = {
   ready: false,
-  /** @type {{message: string, hint: string} | null} the page itself could not start */
+  /** @type {{message: string, hint: string, needsKey: boolean} | null} the page itself could not start */
   startError: null,
   version: "",
   /** @type {Model[]} */
@@ -38,6 +39,7 @@ export const state = {
   live: new Map(),
   /** @type {{message: string, hint: string, retry: () => void} | null} a question that did not get through */
   failure: null,
+  toEnd: 0, // counts the occasions on which the thread goes to its end: a chat opened, a question sent
   online: true,
   /** @type {{text: string, action: string, run: () => void} | null} */
   toast: null,
