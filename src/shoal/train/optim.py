@@ -97,9 +97,9 @@ class Optimizer:
         """What a resume needs, by name."""
         tensors = {f"muon.{key}": tensor for key, tensor in self.muon.state().items()}
         if self.adamw:
-            for parameter, values in self.adamw.state.items():
-                for key, tensor in values.items():
-                    tensors[f"adamw.{self._names[parameter]}.{key}"] = tensor
+            for parameter, name in self._names.items():
+                for key, tensor in self.adamw.state[parameter].items():
+                    tensors[f"adamw.{name}.{key}"] = tensor
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:

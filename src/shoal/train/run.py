@@ -13,12 +13,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-import shoal.data
 from shoal.cost.receipt import Receipt
-from shoal.data.chat import protocol_for
 from shoal.data.tokenizer import Tokenizer, load_tokenizer
 from shoal.errors import ShoalError, UsageError
-from shoal.files import atomic_write_text, read_text
+from shoal.files import atomic_write_text
 from shoal.model.checkpoint.save import FolderDtype, save_checkpoint
 from shoal.model.config import ModelConfig
 from shoal.model.init import init_weights
@@ -67,11 +65,6 @@ def train(
     return Run(recipe, Path(folder), resume=resume, seconds=seconds, shown=shown).go(stop_after)
 
 
-def deepseek_template() -> str:
-    """DeepSeek-V3.1's chat template, for engines that know no protocol but jinja."""
-    return read_text(Path(shoal.data.__file__).parent / "chat_templates" / "deepseek_v31.jinja")
-
-
 class Run:
     """One run folder and everything that moves in it. Use `train`."""
 
@@ -106,7 +99,6 @@ class Run:
         self.log = Log(folder / "log.jsonl", keep_lines=saved.get("log_lines", 0))
         self.board = TensorBoard(folder / "tensorboard") if recipe.run.tensorboard else None
         self.tokenizer = self._tokenizer()
-        self.protocol = protocol_for(self.tokenizer, model_type=recipe.model["model_type"])
         self.config = self._config(self.tokenizer)
         self.network = self._network()
         self.measures: dict[str, dict[str, float]] = saved.get("measures", {})
@@ -202,7 +194,7 @@ class Run:
             dtype=cast(FolderDtype, self.recipe.run.checkpoint_dtype),
             tokenizer_files=self.tokenizer.save,
             generation_config=self.generation_config(),
-            chat_template=self.tokenizer.chat_template or deepseek_template(),
+            chat_template=self.tokenizer.chat_template,
             receipt=self.receipt.to_dict() if self.receipt else None,
         )
 
