@@ -32,7 +32,7 @@ def split_of(
 ) -> Split:
     """The split of an example: the same for ever, in any order and on any machine. Another `salt` is another draw."""
     held_out = sum(shares.values())
-    if not 0 <= held_out < 1 or set(shares) - {"validation", "test"}:
+    if min(shares.values(), default=0) < 0 or held_out >= 1 or set(shares) - {"validation", "test"}:
         raise ShoalError(
             f"shares of held-out examples must be for validation and test, below 1 together: {dict(shares)}"
         )
