@@ -11,6 +11,7 @@ import typer
 
 import shoal
 from shoal.cli import chat, convert, info, models, train
+from shoal.cli import eval as eval_command
 from shoal.errors import ShoalError
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ app.command("chat")(chat.command)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.command)
 app.command("convert")(convert.command)
 app.command("info")(info.command)
+app.command("eval")(eval_command.command)
 app.add_typer(models.app, name="models")
 
 

@@ -1,0 +1,226 @@
+"""`shoal eval`: how often a model is right on held-out microworld tasks, and its bits per byte."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from shoal.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoal.engine.open import OpenedModel
+    from shoal.eval.askers import Asker
+    from shoal.eval.tasks import Plan
+
+
+def command(
+    model: str | None = typer.Argument(
+        None, metavar="MODEL", help="A folder, a .gguf file, an installed model or a hub name."
+    ),
+    tasks: list[str] | None = typer.Argument(
+        None,
+        metavar="[TASK]...",
+        help="microworld (all families), bpb, or families by name. Default: microworld.",
+    ),
+    endpoint: str | None = typer.Option(
+        None,
+        metavar="URL",
+        help="Ask an OpenAI-compatible server; MODEL is its name there, or - for the first.",
+    ),
+    n: int = typer.Option(
+        200, "--n", min=1, help="Questions per family and language, spread over the levels."
+    ),
+    language: str | None = typer.Option(None, metavar="en|ja", help="Default: both."),
+    level: str = typer.Option("1-5", metavar="N|N-M", help="Levels 1 (easy) to 5."),
+    thinking: str | None = typer.Option(
+        None, metavar="off|on|both", help="Default: both if the model can think, else off."
+    ),
+    split: str = typer.Option("test", metavar="validation|test", help="Which held-out questions."),
+    seed: int = typer.Option(0, help="Which of them."),
+    device: str = typer.Option("cpu", help="cpu, cuda or mps."),
+    out: Path | None = typer.Option(None, metavar="FILE", help="Write the whole result as JSON."),
+    card: Path | None = typer.Option(
+        None, metavar="FILE", help="Write a model card with 20 transcripts per language."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+) -> None:
+    """Measure a model: accuracy per task family, level and language with 95% intervals (Wilson), greedy.
+
+    The questions are held out from training by canonical question, by name and by number pair. "bpb" measures bits
+    per byte of held-out text.
+
+    Examples:
+
+      shoal eval nano
+
+      shoal eval nano sum story --level 1-2 --language ja --n 100
+
+      shoal eval smollm2 bpb
+
+      shoal eval runs/nano/checkpoint microworld bpb --out result.json --card README.md
+
+      shoal eval - --endpoint http://127.0.0.1:8000 --n 20 --json
+    """
+    from shoal.eval.tasks import Plan, evaluate, families_of
+
+    names = list(tasks or [])
+    families = families_of([name for name in names if name != "bpb"])
+    plan = Plan(families, _levels(level), _languages(language), n, seed, _split(split))
+    if thinking not in (None, "off", "on", "both"):
+        raise UsageError(f"unknown --thinking {thinking!r}", hint="off, on or both.")
+    asks = names != ["bpb"]
+    if card and not asks:
+        raise UsageError("a card needs task results", hint="Leave out TASK, or name families beside bpb.")
+    if endpoint and "bpb" in names:
+        raise UsageError(
+            "bits per byte need the weights, not a server", hint="Give a MODEL without --endpoint."
+        )
+    if endpoint is None and (model is None or model == "-"):
+        raise UsageError("which model?", hint="Give MODEL, or --endpoint URL.")
+    result: dict[str, Any] = {"model": model}
+    if asks:
+        with _asker(model, endpoint, device) as (asker, opened):
+            modes = _modes(asker, thinking)
+            with _bar("questions") as progress:
+                result = evaluate(asker, plan, modes, progress)
+            if "bpb" in names:
+                result |= _bits_per_byte(cast(str, model), plan)
+            if card:
+                _write_card(card, asker, opened, plan, result)
+    else:
+        result |= _bits_per_byte(cast(str, model), plan)
+    if out:
+        from shoal.files import atomic_write_text
+
+        atomic_write_text(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else _page(result))
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first) <= 5):
+        raise UsageError(
+            f"--level {text!r} is no level", hint="For example 1, or 1-2; levels go from 1 to 5."
+        )
+    return tuple(range(int(first), int(last or first) + 1))
+
+
+def _languages(text: str | None) -> Any:
+    from shoal.data.microworld.world import LANGUAGES
+
+    if text is not None and text not in LANGUAGES:
+        raise UsageError(f"the microworld does not speak {text!r}", hint=f"One of {', '.join(LANGUAGES)}.")
+    return LANGUAGES if text is None else (text,)
+
+
+def _split(text: str) -> Any:
+    if text not in ("validation", "test"):
+        raise UsageError(f"{text!r} is no held-out split", hint="validation or test.")
+    return text
+
+
+def _modes(asker: Asker, wanted: str | None) -> tuple[bool, ...]:
+    if wanted in ("on", "both") and asker.thinks is False:
+        raise UsageError(f"{asker.name} has no thinking mode", hint="Leave out --thinking.")
+    if wanted is None:
+        wanted = "both" if asker.thinks else "off"
+    return {"off": (False,), "on": (True,), "both": (False, True)}[wanted]
+
+
+@contextmanager
+def _asker(
+    model: str | None, endpoint: str | None, device: str
+) -> Iterator[tuple[Asker, OpenedModel | None]]:
+    from shoal.eval.askers import EndpointAsker, EngineAsker
+
+    if endpoint:
+        remote = EndpointAsker(endpoint, None if model in (None, "-") else model)
+        try:
+            yield remote, None
+        finally:
+            remote.close()
+        return
+    from shoal.cli.progress import bytes_bar
+    from shoal.engine.open import open_model
+
+    with bytes_bar(f"loading {model}") as progress:
+        opened = open_model(cast(str, model), device=device, max_num_seqs=16, progress=progress)
+    try:
+        yield EngineAsker(opened), opened
+    finally:
+        opened.close()
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; a line now and then where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        shown = [-1]
+
+        def line(done: int, total: int) -> None:
+            if done * 10 // total != shown[0]:
+                shown[0] = done * 10 // total
+                print(f"{done} of {total} {what}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bits_per_byte(model: str, plan: Plan) -> dict[str, Any]:
+    from shoal.eval.bpb import microworld_bits_per_byte
+
+    measured = microworld_bits_per_byte(model, languages=plan.languages, seed=plan.seed, split=plan.split)
+    return {"bits_per_byte": measured["bits_per_byte"], "bits_per_byte_tokens": measured["tokens"]}
+
+
+def _write_card(
+    path: Path, asker: Asker, opened: OpenedModel | None, plan: Plan, result: dict[str, Any]
+) -> None:
+    from shoal.eval.card import card, transcripts
+    from shoal.files import atomic_write_text
+
+    facts = []
+    receipt = None
+    if opened is not None:
+        receipt = opened.side_files.receipt
+        facts = [
+            f"Architecture: {opened.config.model_type}, {opened.config.num_hidden_layers} layers, "
+            f"width {opened.config.hidden_size}, context {opened.config.max_position_embeddings:,} tokens, "
+            f"vocabulary {opened.config.vocab_size:,}.",
+            f"Parameters: {opened.parameters / 1e6:.2f}M, active per token "
+            f"{opened.parameters_active / 1e6:.2f}M.",
+        ]
+    spoken: dict[str, Any] = {language: transcripts(asker, language) for language in plan.languages}
+    atomic_write_text(path, card(asker.name, facts, result, spoken, receipt))
+
+
+def _page(result: dict[str, Any]) -> str:
+    from shoal.eval.scores import Score, plain, table
+
+    def rows(key: str) -> list[Score]:
+        names = Score.__dataclass_fields__
+        return [Score(**{name: row[name] for name in names}) for row in result[key]]
+
+    lines = []
+    if "scores" in result:
+        lines += [
+            f"{result['model']}: {result['questions']} held-out questions ({result['split']}), {result['seconds']} s",
+            "",
+        ]
+        lines += [plain(table(rows("scores"))), "", plain(table(rows("summary")))]
+    for language, value in (result.get("bits_per_byte") or {}).items():
+        lines.append(f"bits per byte, {language}: {value:.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""Who is asked: a model in this process, or a server that speaks the OpenAI API. Both answer many prompts at once."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shoal.data.types import Message
+from shoal.engine.chat import ChatStream, stream_chat
+from shoal.engine.open import OpenedModel
+from shoal.engine.types import ContextLengthExceeded, SamplingParams
+from shoal.errors import ShoalError
+
+MAX_TOKENS = {
+    False: 160,
+    True: 400,
+}  # of an answer without and with thinking; every reply of the world is shorter
+KEY_VARIABLE = "SHOAL_ENDPOINT_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    messages: Sequence[Message]
+    thinking: bool = False
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: the visible text, the reasoning, why it ended, and how many tokens it took (0 if not told)."""
+
+    content: str
+    reasoning: str
+    finish_reason: str
+    tokens: int
+
+
+class Asker(Protocol):
+    """Greedy answers in the order of the prompts."""
+
+    name: str
+    thinks: bool | None
+    """Whether the model can think first; None: nobody knows."""
+
+    def ask(self, prompts: Iterable[Prompt]) -> Iterator[Answer]: ...
+
+
+class EngineAsker:
+    """Asks an opened model, with a few more requests waiting than run at once."""
+
+    def __init__(self, opened: OpenedModel, *, ahead: int = 32):
+        self.opened, self.ahead, self.name = opened, ahead, opened.name
+        self.thinks: bool | None = opened.protocol.thinking == "native"
+
+    def ask(self, prompts: Iterable[Prompt]) -> Iterator[Answer]:
+        waiting: deque[ChatStream | Answer] = deque()
+        try:
+            for prompt in prompts:
+                limit = prompt.max_tokens or MAX_TOKENS[prompt.thinking]
+                params = SamplingParams(temperature=0.0, max_tokens=limit)
+                try:
+                    waiting.append(
+                        stream_chat(self.opened, prompt.messages, params, thinking=prompt.thinking)
+                    )
+                except ContextLengthExceeded:  # no answer, as a person would see it
+                    waiting.append(Answer("", "", "length", 0))
+                if len(waiting) >= self.ahead:
+                    yield _read(waiting.popleft())
+            while waiting:
+                yield _read(waiting.popleft())
+        finally:
+            for stream in waiting:
+                if isinstance(stream, ChatStream):
+                    stream.cancel()
+
+
+def _read(stream: ChatStream | Answer) -> Answer:
+    if isinstance(stream, Answer):
+        return stream
+    text = {"content": "", "reasoning": ""}
+    for event in stream:
+        if event.kind in text:
+            text[event.kind] += event.text
+        elif event.kind == "finished":
+            done = event.finished
+            assert done is not None
+            if done.reason == "error":
+                raise ShoalError(f"the engine failed while it answered: {done.error}")
+            return Answer(text["content"], text["reasoning"], done.reason, done.usage.completion_tokens)
+    raise ShoalError("the engine ended an answer without saying so")
+
+
+class EndpointAsker:
+    """Asks `POST {url}/chat/completions` of any OpenAI-compatible server, a few requests at once.
+
+    `url` may end in /v1 or not. A key, if the server wants one, comes from the environment (SHOAL_ENDPOINT_KEY), so
+    that it stands in no command line. `model` None takes the first that the server lists.
+    """
+
+    def __init__(
+        self, url: str, model: str | None = None, *, parallel: int = 4, timeout_seconds: float = 120.0
+    ):
+        import httpx
+
+        base = url.rstrip("/")
+        base = base if base.endswith("/v1") else base + "/v1"
+        headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY_VARIABLE)) else {}
+        try:
+            self._client = httpx.Client(base_url=base, headers=headers, timeout=timeout_seconds)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ShoalError(
+                f"{url!r} is not an address: {error}", hint="For example http://127.0.0.1:8000"
+            ) from None
+        self.url, self.parallel = url, parallel
+        self.thinks: bool | None = None
+        self.name = model or self._first_model()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def ask(self, prompts: Iterable[Prompt]) -> Iterator[Answer]:
+        with ThreadPoolExecutor(self.parallel) as pool:
+            waiting: deque[Future[Answer]] = deque()
+            try:
+                for prompt in prompts:
+                    waiting.append(pool.submit(self._one, prompt))
+                    if len(waiting) >= 2 * self.parallel:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _first_model(self) -> str:
+        try:
+            return str(self._call("GET", "/models")["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise ShoalError(f"{self.url} lists no model", hint="Give its name: --model NAME.") from None
+
+    def _one(self, prompt: Prompt) -> Answer:
+        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        body: dict[str, Any] = {
+            "model": self.name,
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": prompt.max_tokens or MAX_TOKENS[prompt.thinking],
+        }
+        if prompt.thinking:
+            body["thinking"] = {"type": "enabled"}
+        reply = self._call("POST", "/chat/completions", body)
+        try:
+            choice = reply["choices"][0]
+            message = choice["message"]
+            return Answer(
+                message.get("content") or "",
+                message.get("reasoning_content") or message.get("reasoning") or "",
+                str(choice.get("finish_reason")),
+                int((reply.get("usage") or {}).get("completion_tokens") or 0),
+            )
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise ShoalError(
+                f"{self.url} answered with something that is no chat completion: {str(reply)[:200]}",
+                hint="The server must speak the OpenAI API (/v1/chat/completions).",
+            ) from None
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        import httpx
+
+        try:
+            response = self._client.request(method, path, json=body)
+            response.raise_for_status()
+            return response.json()
+        except httpx.HTTPStatusError as error:
+            raise ShoalError(
+                f"{self.url} answered {error.response.status_code}: {error.response.text[:300]}",
+                hint=f"A key, if one is needed, goes into {KEY_VARIABLE}.",
+            ) from None
+        except (httpx.HTTPError, ValueError) as error:
+            raise ShoalError(
+                f"{self.url} cannot be asked: {error}", hint="Is the server running there?"
+            ) from None
