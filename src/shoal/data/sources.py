@@ -200,6 +200,40 @@ _READERS: dict[str, Callable[[Path], Iterator[Example]]] = {
 }
 
 
+class _Zstandard(io.RawIOBase):
+    """The frames of a .zst file, one after another.
+
+    The library's own reader takes a file that is cut off for a whole one; this one raises EOFError.
+    """
+
+    def __init__(self, raw: IO[bytes]):
+        self._raw = raw
+        self._frame: Any = None
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self._ready:
+            data = self._raw.read(1 << 16)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last frame is cut off")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._frame.decompress(data))
+            if self._frame.eof:
+                self._raw.seek(-len(self._frame.unused_data), io.SEEK_CUR)
+                self._frame = None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed by its suffix."""
@@ -209,10 +243,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             unpacked: Any = gzip.GzipFile(fileobj=raw)
             yield stack.enter_context(unpacked)
         elif path.suffix.lower() == ".zst":
-            import zstandard
-
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            yield stack.enter_context(io.BufferedReader(reader))
+            yield stack.enter_context(io.BufferedReader(_Zstandard(raw), 1 << 20))
         else:
             yield raw
 
