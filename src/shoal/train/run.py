@@ -27,6 +27,7 @@ from shoal.train import machine as machines
 from shoal.train.events import Live, Log, TensorBoard
 from shoal.train.optim import Optimizer
 from shoal.train.recipe import Recipe, StageRecipe, changed_fields
+from shoal.train.report import write_report
 from shoal.train.rows import run_tokenizer
 from shoal.train.stage import Stage
 from shoal.train.state import State, load_state
@@ -176,7 +177,8 @@ class Run:
             if not runner.run(left):
                 return False
         if self.world.rank == 0:
-            self.live.say(f"done: {self.folder / 'checkpoint'}")
+            report = write_report(self.folder)
+            self.live.say(f"done: {self.folder / 'checkpoint'}, report {report}")
         return True
 
     def take_state(self, stage: str) -> State | None:
