@@ -346,6 +346,27 @@ def test_mtp_layers_are_left_out_and_said_to_be(tmp_path: Path, make_network: Ma
     assert read_config(tmp_path / "x.gguf").num_nextn_predict_layers == 0
 
 
+def test_mtp_layers_of_newer_conversions_load(tmp_path: Path, make_network: Make) -> None:
+    """llama.cpp keeps them as the blocks after the trunk's, counted in block_count."""
+    network = make_network("v3-mtp")
+    path = tmp_path / "x.gguf"
+    save_gguf(path, Weights.of_network(network), dtype="float32")
+    file = gguf.read_file(path)
+    arrays = {name: tensor.read() for name, tensor in file.tensors.items()}
+    for parameter, value in network.state_dict().items():
+        if parameter.startswith("model.layers.2."):
+            arrays |= dict(gguf_map.to_gguf(parameter, value.numpy(), network.config))
+    assert "blk.2.nextn.shared_head_norm.weight" in arrays
+    metadata = file.metadata | {"deepseek2.block_count": 3, "deepseek2.nextn_predict_layers": 1}
+    write(path, metadata, arrays)
+    assert inspect(path).has_mtp and not inspect(path).extra and not inspect(path).problems
+    assert same_network(network, load_network(path, mtp=True))
+    trunk = load_network(path)
+    assert trunk.mtp_modules == 0 and trunk.config.num_hidden_layers == 2
+    write(path, metadata, {name: array for name, array in arrays.items() if not name.startswith("blk.2.")})
+    assert not inspect(path).has_mtp and not inspect(path).problems
+
+
 def test_what_gguf_cannot_express_is_refused(tmp_path: Path, make_network: Make) -> None:
     network = make_network("v3-yarn")
     network.config.rope_scaling = dict(network.config.rope_scaling or {}, mscale=0.5)

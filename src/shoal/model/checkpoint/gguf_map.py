@@ -51,6 +51,10 @@ _IN_LAYER = {
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
     "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    "enorm": "nextn.enorm",
+    "hnorm": "nextn.hnorm",
+    "eh_proj": "nextn.eh_proj",
+    "shared_head.norm": "nextn.shared_head_norm",
 }
 _WHOLE = {
     "mlp.experts.gate_proj": "ffn_gate_exps.weight",
@@ -62,12 +66,11 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
 def gguf_name(parameter: str) -> str:
-    """The GGUF name of a parameter (names as in memory). Raises KeyError for one that GGUF has no place for (MTP)."""
+    """The GGUF name of a parameter (names as in memory)."""
     if parameter in _GLOBAL:
         return _GLOBAL[parameter]
     match = _LAYER.fullmatch(parameter)
-    if not match:
-        raise KeyError(parameter)
+    assert match, parameter
     layer, rest = match.groups()
     if rest in _WHOLE:
         return f"blk.{layer}.{_WHOLE[rest]}"
@@ -113,10 +116,7 @@ def stored_parameters(
     """Every parameter of `shapes` that the file has; the caller compares shapes and names what is missing."""
     found: dict[str, Stored] = {}
     for parameter, shape in shapes.items():
-        try:
-            name = gguf_name(parameter)
-        except KeyError:
-            continue
+        name = gguf_name(parameter)
         if tensor := file.tensors.get(name):
             found[parameter] = _one(tensor, parameter, config)
         elif ".kv_b_proj." in parameter and len(shape) == 2:
@@ -211,7 +211,8 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise keys.refuse("no token_embd.weight matrix")
-    layers = keys.integer("block_count") - keys.integer("nextn_predict_layers", 0)
+    drafts = keys.integer("nextn_predict_layers", 0)
+    layers = keys.integer("block_count") - drafts
     values: dict[str, Any] = {
         "vocab_size": embedding.shape[0],
         "hidden_size": keys.integer("embedding_length"),
@@ -225,6 +226,8 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         "rope_scaling": _rope_scaling(keys),
         **_token_ids(file.metadata),
     }
+    if f"blk.{layers}.nextn.eh_proj.weight" in file.tensors:  # the trunk may be stored without them
+        values["num_nextn_predict_layers"] = drafts
     values |= _mla_values(keys, layers) if keys.architecture == "deepseek2" else _gqa_values(keys, values)
     return ModelConfig(**values)
 
@@ -412,8 +415,7 @@ def _mla_metadata(config: ModelConfig) -> dict[str, Any]:
         "expert_feed_forward_length": config.moe_intermediate_size or config.intermediate_size,
         "expert_shared_count": config.n_shared_experts or 0,
     }
-    if config.q_lora_rank is not None:
-        values["attention.q_lora_rank"] = config.q_lora_rank
+    values["attention.q_lora_rank"] = config.q_lora_rank or 0  # llama.cpp insists on the key; 0: one q_proj
     if config.n_routed_experts is None:
         return values | {"leading_dense_block_count": config.num_hidden_layers}
     if config.moe_layer_freq != 1:

@@ -157,12 +157,11 @@ class CheckpointInfo:
 def inspect(path: str | Path) -> CheckpointInfo:
     """Check a checkpoint's files against its configuration. Raises ShoalError when they cannot be read at all."""
     source = open_source(path)
-    findings = source.check(mtp=False)
-    mtp = bool(source.config.num_nextn_predict_layers) and names.has_mtp(source.tensors(), source.config)
-    if mtp:
-        findings = source.check(mtp=True)
+    findings = source.check(mtp=source.has_mtp)
     problems = findings.problems(source.config, source.path)
-    return CheckpointInfo(source.path, source.config, source.tensors(), problems, findings.extra, mtp)
+    return CheckpointInfo(
+        source.path, source.config, source.tensors(), problems, findings.extra, source.has_mtp
+    )
 
 
 def _checked(source: Source, mtp: bool) -> None:

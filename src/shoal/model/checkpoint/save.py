@@ -230,8 +230,8 @@ def save_gguf(
     """Write a GGUF file; returns notices for people (what could not be kept as asked).
 
     `tokenizer` is the tokenizer's own metadata (`Tokenizer.to_gguf`). Vectors and router matrices are fp32, as
-    llama.cpp wants them; rows that do not fit Q8_0's blocks of 32 are fp16. GGUF has no place for multi-token
-    prediction layers of these families: they are left out.
+    llama.cpp wants them; rows that do not fit Q8_0's blocks of 32 are fp16. Multi-token prediction layers are left
+    out, because most readers of GGUF refuse a deepseek2 file that has them.
     """
     path = Path(path)
     config, (coded_as, file_type) = weights.config, _GGUF[dtype]
@@ -260,7 +260,7 @@ def save_gguf(
             + (" ..." if len(fallen) > 4 else "")
         )
     if weights.mtp:
-        notices.append("the multi-token prediction layers are left out: GGUF has no place for them")
+        notices.append("the multi-token prediction layers are left out: most readers of GGUF refuse them")
     return notices
 
 

@@ -64,6 +64,8 @@ class Source(Protocol):
 
     path: Path
     config: ModelConfig
+    has_mtp: bool
+    """Whether the file holds the multi-token prediction layers that the configuration names."""
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
         """Every tensor as stored: (dtype, shape, bytes)."""
@@ -86,6 +88,7 @@ class SafetensorsSource:
         self.config = ModelConfig.from_folder(folder)
         self._block = _fp8_block(self.config.quantization_config, folder)
         self._infos = safetensors_io.read_folder(folder)
+        self.has_mtp = self.config.num_nextn_predict_layers > 0 and names.has_mtp(self._infos, self.config)
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
         return {name: (info.dtype, info.shape, info.nbytes) for name, info in self._infos.items()}
@@ -175,7 +178,10 @@ class GgufSource:
         self.path = path
         self.file = gguf.read_file(path)
         self.config = gguf_map.config_from_gguf(self.file)
-        self._stored = gguf_map.stored_parameters(self.file, self.config, parameter_shapes(self.config))
+        self.has_mtp = self.config.num_nextn_predict_layers > 0
+        self._stored = gguf_map.stored_parameters(
+            self.file, self.config, parameter_shapes(self.config, mtp=True)
+        )
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
         return {
@@ -188,16 +194,18 @@ class GgufSource:
         for parameter, shape in parameter_shapes(self.config, mtp=mtp).items():
             stored = self._stored.get(parameter)
             if stored is None:
-                try:
-                    findings.missing.append(gguf_map.gguf_name(parameter))
-                except KeyError:
-                    findings.missing.append(parameter)
+                findings.missing.append(gguf_map.gguf_name(parameter))
                 continue
             used |= {tensor.name for tensor in stored.tensors}
             if stored.shape != shape:
                 findings.wrong.append(
                     f"{stored.tensors[0].name} has shape {stored.shape}, the metadata ask for {shape}"
                 )
+        if not mtp:
+            layers = range(self.config.num_hidden_layers, self.config.num_layers_with_mtp)
+            used |= {
+                name for name in self.file.tensors if name.startswith(tuple(f"blk.{n}." for n in layers))
+            }
         findings.extra = sorted(set(self.file.tensors) - used)
         return findings
 
