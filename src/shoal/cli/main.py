@@ -10,7 +10,7 @@ import traceback
 import typer
 
 import shoal
-from shoal.cli import chat, convert, info, models, train
+from shoal.cli import chat, convert, data, info, models, train
 from shoal.cli import eval as eval_command
 from shoal.errors import ShoalError
 
@@ -45,6 +45,7 @@ app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown
 app.command("convert")(convert.command)
 app.command("info")(info.command)
 app.command("eval")(eval_command.command)
+app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 
 
