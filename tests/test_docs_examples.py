@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["mla.md", "router.md", "mtp.md", "fp8-blocks.md"]
+PAGES = ["mla.md", "router.md", "mtp.md", "fp8-blocks.md", "chat-protocol.md"]
 
 
 def python_blocks(page: Path) -> list[tuple[int, str]]:
