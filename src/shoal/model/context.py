@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from shoal.ops import attention
+from shoal.ops import attention, row_attention
 
 
 class TokenContext(ABC):
@@ -73,9 +73,11 @@ class RowsContext(TokenContext):
         self._count_experts, self._with_balance_loss = count_experts, with_balance_loss
         self._balance_losses: dict[int, Tensor] = {}
         self._seen_BLL: Tensor | None = None
+        self._firsts: list[list[int]] | None = None
         self._masks: dict[torch.dtype, Tensor] = {}
         if document_ids is not None and bool((document_ids != document_ids[:, :1]).any()):
             self._seen_BLL = (document_ids[:, :, None] == document_ids[:, None, :]).tril()
+            self._firsts = row_attention.first_keys(self._seen_BLL)
 
     @property
     def balance_loss(self) -> Tensor | None:
@@ -95,10 +97,19 @@ class RowsContext(TokenContext):
     def _rows(self, x: Tensor) -> Tensor:
         return x.unflatten(0, (self.rows, self.length))
 
+    def _attend(self, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKV: Tensor, scale: float) -> Tensor:
+        mask = self._mask(q_BLNH.dtype)
+        if row_attention.suits(q_BLNH, k_BLKH):
+            mask_BLL = None if mask is None else mask[:, 0]
+            out = row_attention.row_attention(
+                q_BLNH, k_BLKH, v_BLKV, scale, mask_BLL=mask_BLL, firsts=self._firsts
+            )
+        else:
+            out = attention.attention(q_BLNH, k_BLKH, v_BLKV, scale, mask=mask, causal=mask is None)
+        return out.flatten(0, 1)
+
     def attend_gqa(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, scale: float) -> Tensor:
-        mask = self._mask(q_TNH.dtype)
-        q, k, v = self._rows(q_TNH), self._rows(k_TKH), self._rows(v_TKH)
-        return attention.attention(q, k, v, scale, mask=mask, causal=mask is None).flatten(0, 1)
+        return self._attend(self._rows(q_TNH), self._rows(k_TKH), self._rows(v_TKH), scale)
 
     def attend_mla(
         self,
@@ -110,13 +121,9 @@ class RowsContext(TokenContext):
         kv_b_weight: Tensor,
         scale: float,
     ) -> Tensor:
-        mask = self._mask(q_nope_TNH.dtype)
         q_nope, q_rope = self._rows(q_nope_TNH), self._rows(q_rope_TNP)
         latent, k_rope = self._rows(latent_TC), self._rows(k_rope_TP)
-        out = attention.mla_expanded(
-            q_nope, q_rope, latent, k_rope, kv_b_weight, scale, mask=mask, causal=mask is None
-        )
-        return out.flatten(0, 1)
+        return self._attend(*attention.expand_latent(q_nope, q_rope, latent, k_rope, kv_b_weight), scale)
 
     def routed(self, layer: int, expert_ids_TK: Tensor, scores_TE: Tensor) -> None:
         experts, k = scores_TE.shape[-1], expert_ids_TK.shape[-1]

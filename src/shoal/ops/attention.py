@@ -94,6 +94,17 @@ def mla_expanded_reference(
     return attention_reference(q, k, v, scale, mask=mask, causal=causal)
 
 
+def expand_latent(
+    q_nope_BLNH: Tensor, q_rope_BLNP: Tensor, latent_BSC: Tensor, k_rope_BSP: Tensor, kv_b_weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(queries, keys, values) of every head: one matrix product makes all keys and values from the latent."""
+    heads, nope_dim = q_nope_BLNH.shape[-2:]
+    kv = F.linear(latent_BSC, kv_b_weight).unflatten(-1, (heads, -1))
+    k_rope = k_rope_BSP[:, :, None].expand(-1, -1, heads, -1)
+    k = torch.cat([kv[..., :nope_dim], k_rope], -1)
+    return torch.cat([q_nope_BLNH, q_rope_BLNP], -1), k, kv[..., nope_dim:]
+
+
 def mla_expanded(
     q_nope_BLNH: Tensor,
     q_rope_BLNP: Tensor,
@@ -106,12 +117,8 @@ def mla_expanded(
     causal: bool = False,
 ) -> Tensor:
     """`mla_expanded_reference` with one matrix product for all keys and values, and the fused kernel."""
-    heads, nope_dim = q_nope_BLNH.shape[-2:]
-    kv = F.linear(latent_BSC, kv_b_weight).unflatten(-1, (heads, -1))
-    k_rope = k_rope_BSP[:, :, None].expand(-1, -1, heads, -1)
-    k = torch.cat([kv[..., :nope_dim], k_rope], -1)
-    q = torch.cat([q_nope_BLNH, q_rope_BLNP], -1)
-    return attention(q, k, kv[..., nope_dim:], scale, mask=mask, causal=causal)
+    q, k, v = expand_latent(q_nope_BLNH, q_rope_BLNP, latent_BSC, k_rope_BSP, kv_b_weight)
+    return attention(q, k, v, scale, mask=mask, causal=causal)
 
 
 def mla_absorbed_reference(

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoal.ops.attention import attention_reference
+from shoal.ops.row_attention import first_keys, row_attention, suits
+
+
+def example(length: int) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, length, 3, width).requires_grad_() for width in (12, 12, 8)]
+
+
+def value_and_gradients(out: Tensor, parts: list[Tensor]) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), parts)]
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 150])
+def test_causal_equals_reference(length: int) -> None:
+    parts = example(length)
+    expected = value_and_gradients(attention_reference(*parts, 0.3, causal=True), parts)
+    for found, wanted in zip(value_and_gradients(row_attention(*parts, 0.3), parts), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["contiguous", "woven"])
+def test_documents_equal_reference(order: str) -> None:
+    parts = example(150)
+    position = torch.arange(150)
+    documents = torch.stack([position // 40, position // 90])
+    if order == "woven":  # tokens of two documents take turns
+        documents = documents * 2 + position % 2
+    seen = (documents[:, :, None] == documents[:, None, :]).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    expected = value_and_gradients(attention_reference(*parts, 0.3, mask=seen[:, None]), parts)
+    firsts = first_keys(seen)
+    if order == "contiguous":
+        assert firsts == [[0, 40, 120], [0, 0, 90]]
+    for options in ({}, {"firsts": firsts}):
+        found = value_and_gradients(row_attention(*parts, 0.3, mask_BLL=mask, **options), parts)
+        for ours, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_suits_short_fp32_training_only() -> None:
+    q, k, _ = example(16)
+    assert suits(q, k)
+    assert not suits(q.detach(), k)
+    assert not suits(q, k[:, :, :1])
+    assert not suits(q.bfloat16(), k)
+    assert not suits(*example(513)[:2])
+    with torch.no_grad():
+        assert not suits(q, k)
