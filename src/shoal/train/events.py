@@ -16,10 +16,8 @@ class Log:
     """`log.jsonl`, one JSON object per line. A resume first drops the lines that lie after its state."""
 
     def __init__(self, path: Path, *, keep_lines: int | None = None):
-        self.path = path
-        self.lines = read_log(path) if path.exists() else []
-        if keep_lines is not None and keep_lines < len(self.lines):
-            self.lines = self.lines[:keep_lines]
+        self.lines = read_log(path)[:keep_lines] if path.is_file() else []
+        if path.is_file():  # without lines of the future, and without half a line of a killed run
             atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file = open(path, "a", encoding="utf-8")
 

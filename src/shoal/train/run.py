@@ -6,6 +6,7 @@ Face's form, with receipt.json) and `report.html`.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -97,7 +98,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         if self.world.rank == 0:
             atomic_write_text(folder / "recipe.toml", recipe.to_toml())
-        self.log = Log(folder / "log.jsonl", keep_lines=saved.get("log_lines", 0))
+        place = folder / "log.jsonl" if self.world.rank == 0 else Path(os.devnull)
+        self.log = Log(place, keep_lines=saved.get("log_lines", 0))
         self.board = TensorBoard(folder / "tensorboard") if recipe.run.tensorboard else None
         self.tokenizer = self._tokenizer()
         self.config = self._config(self.tokenizer)
