@@ -26,6 +26,7 @@ from shoal.serve.errors import ApiError
 
 DEFAULT_PORT = 8000
 _TRIES = 20
+_SEND_BYTES = 128 << 10
 
 
 def bind(host: str, port: int | None) -> socket.socket:
@@ -75,6 +76,9 @@ class Protocol(H11Protocol):
         if len(self.connections) > settings.MAX_CONNECTIONS:
             transport.abort()
             return
+        # The kernel would take megabytes for a client that reads nothing; a stall must show in time.
+        with contextlib.suppress(OSError, AttributeError):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         self._start_receive_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
