@@ -27,16 +27,24 @@ from shoal.serve.store import Store
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 HOSTILE = (
-    "<img src=x onerror=\"window.hacked=1\"> <svg/onload='window.hacked=2'> <iframe srcdoc='<script>parent.hacked=3</script>'>"
-    " [go](javascript:window.hacked=4) <script>window.hacked=5</script>"
+    "<img src=x onerror=\"window.hacked=1\"> <svg/onload='window.hacked=2'>"
+    " <iframe srcdoc='<script>parent.hacked=3</script>'> [go](javascript:window.hacked=4)"
+    " <script>window.hacked=5</script>"
 )
-THOUGHTS = "First I look at the question. " + HOSTILE + "\n\n" + " ".join(f"Then I weigh word {i}." for i in range(90))
+THOUGHTS = (
+    "First I look at the question. "
+    + HOSTILE
+    + "\n\n"
+    + " ".join(f"Then I weigh word {i}." for i in range(90))
+)
 TOUR = f"""# A short tour
 
 Latent attention keeps **one small vector** per token. It costs $5, later $10. 含**「重点」**内容。
@@ -59,8 +67,8 @@ def attend(query):
 LINES = "\n\n".join(f"Line {i} of a long answer." for i in range(200))
 
 
-def build_reciter(folder: Path, thoughts: str, content: str) -> Path:
-    """A Llama checkpoint that says `content` (after `thoughts`, when asked to think) whatever the question is.
+def build_reciter(folder: Path, content: str, thoughts: str = "") -> Path:
+    """A Llama checkpoint that says `content` whatever the question is; after `thoughts`, if it has any and is asked.
 
     Attention and MLP write zeros, so a token's hidden state is its own random direction, and the head maps it to the
     next token of the text. No token occurs twice: pieces grow from five bytes until they are new.
@@ -91,10 +99,12 @@ def build_reciter(folder: Path, thoughts: str, content: str) -> Path:
         return [vocab[spelt(data[a:b])] for a, b in itertools.pairwise(cuts)]
 
     thinking, answer = pieces(thoughts), pieces(content)
-    specials = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"]
-    bos, eos, _, _, think, answer_now = range(len(vocab), len(vocab) + 6)
-    chain = [think, *thinking, answer_now, *answer, eos]
-    size, width = len(vocab) + 6, 128
+    specials = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
+    specials += ["<think>", "</think>"] if thoughts else []
+    bos, eos, _, assistant, *marks = range(len(vocab), len(vocab) + len(specials))
+    before = [marks[0], *thinking, marks[1]] if thoughts else [assistant]
+    chain = [*before, *answer, eos]
+    size, width = len(vocab) + len(specials), 128
     embedding = np.random.default_rng(0).normal(size=(size, width)).astype(np.float32)
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     head = np.zeros((size, width), np.float32)
@@ -109,8 +119,9 @@ def build_reciter(folder: Path, thoughts: str, content: str) -> Path:
     names = {"bos_token": specials[0], "eos_token": specials[1], "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
     config = {
-        "model_type": "llama", "vocab_size": size, "hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
+        "model_type": "llama", "vocab_size": size, "hidden_size": width, "intermediate_size": 64,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False, "bos_token_id": bos, "eos_token_id": eos,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -130,7 +141,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from shoal.engine.open import open_model
 
     folder = tmp_path_factory.mktemp("page")
-    texts = {"tour": (THOUGHTS, TOUR), "lines": ("Hm, so.", LINES), "small": ("Hm, so.", LINES)}
+    texts = {"tour": (TOUR, THOUGHTS), "lines": (LINES,), "small": (LINES,)}
     about = {"en": "Recites a text about latent attention.", "ja": "潜在注意についての文章を暗唱します。"}
     examples = {"en": ["Show me around"], "ja": ["案内してください"]}
     cards = [
@@ -140,14 +151,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]  # fmt: skip
 
     def opener(spec: str, progress: Callable[[int, int], None]) -> Any:
-        return open_model(spec, progress=progress, cache_bytes=1 << 26, context=120 if spec.endswith("small") else None)
+        return open_model(
+            spec, progress=progress, cache_bytes=1 << 26, context=120 if spec.endswith("small") else None
+        )
 
     table = ModelTable(cards, opener)
     socket, ready = bind("127.0.0.1", 0), threading.Event()
     running = Server(create_app(ServerSettings(), table, Store(":memory:")), on_ready=ready.set)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(60)
     yield url_of(socket)
     running.should_exit = True
     thread.join(30)
@@ -175,13 +188,21 @@ def open_page(server: str, browser: Any) -> Iterator[Callable[..., Any]]:
     troubles: list[str] = []
 
     def new(path: str = "/", *, model: str = "tour", **options: Any) -> Any:
-        context = browser.new_context(**({"locale": "en-US", "viewport": {"width": 1200, "height": 800}} | options))
+        context = browser.new_context(
+            **({"locale": "en-US", "viewport": {"width": 1200, "height": 800}} | options)
+        )
         contexts.append(context)
         context.add_init_script(f"localStorage.setItem('model', localStorage.getItem('model') ?? '{model}')")
         page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("console", lambda line: troubles.append(line.text) if line.type in ("error", "warning")
-                and "net::ERR_FAILED" not in line.text else None)  # what a test itself cuts off
+        page.set_default_timeout(60_000)
+        page.on(
+            "console",
+            lambda line: (
+                troubles.append(line.text)
+                if line.type in ("error", "warning") and "net::ERR_FAILED" not in line.text
+                else None
+            ),
+        )  # what a test itself cuts off
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: troubles.append(f"dialog: {dialog.message}"))
         page.on("request", lambda request: request.url.startswith((server, "data:", "blob:"))
@@ -304,8 +325,11 @@ def test_enter_that_confirms_a_conversion_does_not_send(open_page: Any, server: 
         {key: "Enter", bubbles: true, cancelable: true, ...options}))"""
     page.evaluate(press, {"isComposing": True})
     page.evaluate(press, {"keyCode": 229})
-    page.evaluate(f"""() => {{ document.querySelector("#question").dispatchEvent(new CompositionEvent("compositionend", {{bubbles: true}}));
-        ({press})({{}}); }}""")  # Safari's order: the composition has just ended
+    ended = """() => document.querySelector("#question").dispatchEvent(
+        new CompositionEvent("compositionend", {bubbles: true}))"""
+    page.evaluate(
+        f"() => {{ ({ended})(); ({press})({{}}); }}"
+    )  # Safari's order: the composition has just ended
     page.press("#question", "Shift+Enter")
     page.wait_for_timeout(100)
     assert page.locator(".bubble").count() == 0
@@ -324,12 +348,13 @@ def test_a_phone_needs_no_sideways_scroll(open_page: Any, width: int) -> None:
     assert page.locator(".bubble").count() == 0
     page.click(".round")
     finished(page)
-    sideways = """() => [document.documentElement, document.querySelector(".scroll")].map(node => node.scrollWidth - node.clientWidth)"""
+    sideways = """() => [document.documentElement, document.querySelector(".scroll")]
+        .map(node => node.scrollWidth - node.clientWidth)"""
     assert page.evaluate(sideways) == [0, 0]
     page.click("[aria-label='Show the chats']")
     page.wait_for_selector(".sidebar .open")
     assert page.evaluate(sideways) == [0, 0]
-    small = """() => [...document.querySelectorAll("button")].filter(node => node.checkVisibility() && !node.closest(".picker")
+    small = """() => [...document.querySelectorAll("button")].filter(node => node.checkVisibility()
         && node.getBoundingClientRect().height < 30).map(node => node.ariaLabel ?? node.textContent)"""
     assert page.evaluate(small) == []
 
@@ -340,10 +365,18 @@ def test_text_is_text_everywhere(open_page: Any, server: str) -> None:
     ask(page, HOSTILE)
     page.click(".thoughts > button")
     page.wait_for_selector(".thoughts.full")
-    for place in (".bubble", ".thoughts .inside", ".turn.last .answer > .markdown", ".chats li.open", ".head h1"):
+    for place in (
+        ".bubble",
+        ".thoughts .inside",
+        ".turn.last .answer > .markdown",
+        ".chats li.open",
+        ".head h1",
+    ):
         assert "<img src=x" in page.locator(place).inner_text()
     assert page.locator(".scroll :is(img, iframe, script, object)").count() == 0
-    hrefs = page.locator(".scroll a").evaluate_all("nodes => nodes.map(node => [node.href, node.rel, node.target])")
+    hrefs = page.locator(".scroll a").evaluate_all(
+        "nodes => nodes.map(node => [node.href, node.rel, node.target])"
+    )
     assert hrefs == [
         ["https://tracker.example/pixel.png", "noopener noreferrer", "_blank"],
         ["https://example.org/docs", "noopener noreferrer", "_blank"],
@@ -367,7 +400,9 @@ def test_thoughts_open_while_thinking_and_fold_when_the_answer_begins(open_page:
     assert page.evaluate("window.views") == ["thoughts peek", "thoughts folded"]
     assert re.search(r"Thought for .*\d+ tokens", page.locator(".thoughts > button").inner_text())
     page.set_viewport_size({"width": 1200, "height": 500})
-    top = page.evaluate("(node => { node.scrollTop = 40; return node.scrollTop; })(document.querySelector('.scroll'))")
+    top = page.evaluate(
+        "(node => { node.scrollTop = 40; return node.scrollTop; })(document.querySelector('.scroll'))"
+    )
     page.click(".thoughts > button")
     page.wait_for_selector(".thoughts.full")
     assert abs(page.evaluate("document.querySelector('.scroll').scrollTop") - top) <= 5
@@ -392,7 +427,9 @@ def test_a_reader_who_scrolled_up_is_left_in_peace(open_page: Any) -> None:
     assert abs(page.evaluate("document.querySelector('.scroll').scrollTop") - top) <= 5
     page.click(".jump")
     page.wait_for_selector(".jump", state="detached")
-    distance = "(node => node.scrollHeight - node.clientHeight - node.scrollTop)(document.querySelector('.scroll'))"
+    distance = (
+        "(node => node.scrollHeight - node.clientHeight - node.scrollTop)(document.querySelector('.scroll'))"
+    )
     assert page.evaluate(distance) <= 1
     ask(page, "the next question", wait=False)
     box = page.locator(".turn.last .bubble").bounding_box()
@@ -474,7 +511,8 @@ def test_three_languages_and_names_for_everything(open_page: Any) -> None:
     page.keyboard.press("Control+/")
     page.wait_for_selector("dialog[open] kbd")
     nameless = """() => [...document.querySelectorAll("button, input, textarea, select")].filter(node =>
-        !(node.ariaLabel || node.textContent.trim() || node.labels?.[0]?.textContent.trim())).map(node => node.outerHTML)"""
+        !(node.ariaLabel || node.textContent.trim() || node.labels?.[0]?.textContent.trim()))
+        .map(node => node.outerHTML)"""
     assert page.evaluate(nameless) == []
     page.keyboard.press("Escape")
     page.keyboard.press("Control+b")
@@ -483,12 +521,18 @@ def test_three_languages_and_names_for_everything(open_page: Any) -> None:
     assert page.locator("[aria-live=polite]").inner_text().startswith("回答が終わりました。")
 
 
-CJK = ["**文。**続き", "含**「重点」**内容", "**年，**年", "**注意：**正文", "**真（括号）**她", "* **具体：**与", "*調、*です",
-       "~~削除。~~続", "は**重要**です"]  # fmt: skip
+CJK = ["**文。**続き", "含**「重点」**内容", "**年，**年", "**注意：**正文", "**真（括号）**她", "* **具体：**与",
+       "*調、*です", "~~削除。~~続", "は**重要**です"]  # fmt: skip
 CONTROLS = ["`**文。**`", "\\**文。**続", "* a\n* b", "2*3*4", "***both***", "** 文。 **", "a * b * c",
             "**a *b* c** and ~~d~~", "```\n**文。**続\n```"]  # fmt: skip
 MONEY = ["It costs $5, later $10", "$148+ -> $19", "`$HOME` and $HOME/$USER", "only $5"]
-FORMULAS = {r"\(x^2\)": "x^2", r"so \[a+b\] is": "a+b", "$$\na\n$$": "a", "$x^2$ is": "x^2", r"a half-open \(x": "x"}
+FORMULAS = {
+    r"\(x^2\)": "x^2",
+    r"so \[a+b\] is": "a+b",
+    "$$\na\n$$": "a",
+    "$x^2$ is": "x^2",
+    r"a half-open \(x": "x",
+}
 
 
 def test_markdown_of_all_scripts_whole_and_in_pieces(open_page: Any) -> None:
@@ -497,9 +541,12 @@ def test_markdown_of_all_scripts_whole_and_in_pieces(open_page: Any) -> None:
         """async ([cjk, controls, money, formulas, text]) => {
             const { lex, heal, BlockReader } = await import("/static/markdown.js");
             const { Marked } = await import("/static/lib.js");
-            const kinds = (tokens) => (tokens ?? []).flatMap((each) => [each.type, ...kinds(each.tokens), ...(each.items ?? []).flatMap((item) => kinds(item.tokens))]);
+            const items = (each) => (each.items ?? []).flatMap((item) => kinds(item.tokens));
+            const inside = (each) => [...kinds(each.tokens), ...items(each)];
+            const kinds = (tokens) => (tokens ?? []).flatMap((each) => [each.type, ...inside(each)]);
             const plain = new Marked({ gfm: true });
-            const formula = (tokens) => (tokens ?? []).flatMap((each) => each.type === "formula" ? [each.text] : formula(each.tokens));
+            const formula = (tokens) => (tokens ?? []).flatMap(
+                (each) => each.type === "formula" ? [each.text] : formula(each.tokens));
             const whole = kinds(lex(text));
             const splits = [1, 7, 64].map((step) => {
                 const reader = new BlockReader();

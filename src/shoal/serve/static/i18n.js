@@ -47,9 +47,9 @@ export function number(value, digits = 0) {
   return new Intl.NumberFormat(language, { maximumFractionDigits: digits }).format(value);
 }
 
-/** 12.3 under a minute, whole seconds above. @param {number} value */
+/** 0.04, 4.2 and 42: two figures that count. @param {number} value */
 export function seconds(value) {
-  return t("unit.seconds", { n: number(value, value < 10 ? 1 : 0) });
+  return t("unit.seconds", { n: number(value, value < 1 ? 2 : value < 10 ? 1 : 0) });
 }
 
 /** @param {number} value */
