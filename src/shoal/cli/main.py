@@ -10,7 +10,7 @@ import traceback
 import typer
 
 import shoal
-from shoal.cli import chat, convert, data, info, models, train
+from shoal.cli import bench, chat, convert, data, info, models, serve, train
 from shoal.cli import eval as eval_command
 from shoal.errors import ShoalError
 
@@ -41,9 +41,11 @@ def _options(
 
 
 app.command("chat")(chat.command)
+app.command("serve")(serve.command)
 app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.command)
 app.command("convert")(convert.command)
 app.command("info")(info.command)
+app.command("bench")(bench.command)
 app.command("eval")(eval_command.command)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
