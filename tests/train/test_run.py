@@ -187,3 +187,21 @@ def test_a_full_disk_is_told_and_leaves_the_state_before(tmp_path: Path, monkeyp
     monkeypatch.undo()
     state = load_state(tmp_path / "state")
     assert state and state.values["steps"] == 3
+
+
+def test_an_interrupt_saves_first_and_the_folder_admits_one_run(whole: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "shoal.cli.main", "train", str(RECIPE), "--run", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    words = ["--run.save_seconds", "1000", "--resume"]
+    process = subprocess.Popen([*command, *words], env=environment, stderr=subprocess.PIPE, text=True)
+    while "step 4" not in process.stderr.readline():
+        assert process.poll() is None
+    with pytest.raises(ShoalError, match="another process"):
+        train(load_recipe(RECIPE), tmp_path)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate()[1]
+    assert process.returncode == 130 and "stopped after step" in errors and "Traceback" not in errors
+    state = load_state(tmp_path / "state")
+    assert state and state.values["steps"] >= 4
+    assert train(load_recipe(RECIPE), tmp_path, resume=True).finished
+    assert same(weights(whole), weights(tmp_path))

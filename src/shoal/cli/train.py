@@ -40,6 +40,8 @@ def command(
     """
     from shoal.train.recipe import load_recipe
 
+    if seconds is not None and seconds <= 0:
+        raise UsageError(f"--seconds {seconds:g} is no time to train in")
     if recipe is None:
         if not (resume and run):
             raise UsageError(

@@ -116,7 +116,8 @@ class Trainer:
     """One stage of a run: rows in, better weights out.
 
     `seconds`: a time budget; the schedule then ends with whichever of tokens and time is used up first (such a run
-    does not repeat bit by bit). `autocast`: dtype of matrix products, None for fp32.
+    does not repeat bit by bit). `autocast`: dtype of matrix products, None for fp32. `stop_wanted` is asked before each
+    step; `stopped` then says that the step was the last.
     """
 
     def __init__(
@@ -131,11 +132,13 @@ class Trainer:
         device: torch.device | None = None,
         autocast: torch.dtype | None = None,
         seconds: float | None = None,
+        stop_wanted: Callable[[], bool] = lambda: False,
     ):
         self.recipe, self.objective, self.rows, self.optimizer = recipe, objective, rows, optimizer
         self.router, self.world = router, world or World()
         self.device, self.autocast, self.seconds = device or torch.device("cpu"), autocast, seconds
         self.progress = Progress()
+        self.stop_wanted, self.stopped = stop_wanted, False
 
     @property
     def fraction_done(self) -> float:
@@ -146,9 +149,13 @@ class Trainer:
         return min(done, 1.0)
 
     def run(self, hooks: Iterable[Hook] = (), *, stop_after: int | None = None) -> None:
-        """Steps until the stage is done, or until `stop_after` steps of the stage."""
+        """Steps until the stage is done, until `stop_after` steps of the stage, or until a stop is wanted."""
         hooks = list(hooks)
-        while self.fraction_done < 1.0 and (stop_after is None or self.progress.step < stop_after):
+        while (
+            self.fraction_done < 1.0
+            and (stop_after is None or self.progress.step < stop_after)
+            and not self.stopped
+        ):
             record = self.train_step()
             for hook in hooks:
                 hook(self, record)
@@ -159,12 +166,14 @@ class Trainer:
         done = self.fraction_done
         batches = self.rows.next_step(done)
         own = dict.fromkeys(self.objective.weights, 0.0) | {" tokens": 0.0, " bytes": 0.0}
+        own[" stop"] = float(self.stop_wanted())  # ranks must agree on the step after which they stop
         for batch in batches:
             for key, count in self.objective.counts(batch).items():
                 own[key] += count
             own[" tokens"] += batch.tokens
             own[" bytes"] += batch.text_bytes
         counts = self.world.sum_numbers(own)
+        self.stopped = counts[" stop"] > 0
         self.optimizer.zero_grad()
         totals = dict.fromkeys(self.objective.weights, 0.0)
         expert_counts: dict[int, Tensor] = {}

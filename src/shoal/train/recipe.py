@@ -378,3 +378,34 @@ def _toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     return json.dumps(value, ensure_ascii=False)
+
+
+def explain() -> str:
+    """Every key of a recipe as markdown tables (docs/training.md holds them; a test compares)."""
+    parts = []
+    for title, kind in (
+        ("[run]", RunRecipe),
+        ("[tokenizer]", TokenizerRecipe),
+        ("[train], [sft] and [mtp]: data", DataRecipe),
+        ("[train], [sft] and [mtp]: length and batches", StageRecipe),
+        ("[train], [sft] and [mtp]: optimizer", OptimizerRecipe),
+        ("[train], [sft] and [mtp]: schedule", ScheduleRecipe),
+    ):
+        inherited = {
+            f.name for base in kind.__bases__ if base is not object for f in dataclasses.fields(base)
+        }
+        rows = [f"### {title}", "", "| key | default | what |", "|---|---|---|"]
+        for entry in dataclasses.fields(kind):
+            if entry.name in inherited:
+                continue
+            default = entry.default_factory() if callable(entry.default_factory) else entry.default  # type: ignore[misc]
+            notes = [entry.metadata["help"].replace("|", "\\|")]
+            if entry.metadata["unit"]:
+                notes.append(f"in {entry.metadata['unit']}")
+            if entry.metadata["choices"]:
+                notes.append("one of " + ", ".join(f"`{choice}`" for choice in entry.metadata["choices"]))
+            if entry.metadata["resumable"]:
+                notes.append("may change on a resume")
+            rows.append(f"| `{entry.name}` | `{_toml(default)}` | {'; '.join(notes)} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts) + "\n"

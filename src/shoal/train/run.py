@@ -6,6 +6,7 @@ Face's form, with receipt.json) and `report.html`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from shoal.ops.malloc import keep_freed_memory
 from shoal.ops.probe import probe
 from shoal.train import machine as machines
 from shoal.train.events import Live, Log, TensorBoard
+from shoal.train.interrupts import Interrupts, locked
 from shoal.train.optim import Optimizer
 from shoal.train.recipe import Recipe, StageRecipe, changed_fields
 from shoal.train.report import write_report
@@ -64,7 +66,10 @@ def train(
     after that many optimizer steps of this call. `seconds` is a time budget for all stages together: schedules then
     end in time, whatever the tokens. `shown` draws the live line on stderr. Raises ShoalError.
     """
-    return Run(recipe, Path(folder), resume=resume, seconds=seconds, shown=shown).go(stop_after)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        return Run(recipe, folder, resume=resume, seconds=seconds, shown=shown).go(stop_after)
 
 
 class Run:
@@ -95,7 +100,6 @@ class Run:
         self.device = torch.device(self.machine.device)
         self.world = World.from_environment(self.device)
         self.live = Live(shown=shown and self.world.rank == 0)
-        folder.mkdir(parents=True, exist_ok=True)
         if self.world.rank == 0:
             atomic_write_text(folder / "recipe.toml", recipe.to_toml())
         place = folder / "log.jsonl" if self.world.rank == 0 else Path(os.devnull)
@@ -107,6 +111,7 @@ class Run:
         self.measures: dict[str, dict[str, float]] = saved.get("measures", {})
         self.receipt = Receipt.from_dict(saved["receipt"]) if saved.get("receipt") else None
         self.peak = probe(self.machine.device).gemm_flops_per_second.get(self.machine.dtype)
+        self.interrupts = Interrupts()
         self.steps_before, self.steps_of_this_call = saved.get("steps", 0), 0
 
     # ---- the parts
@@ -157,7 +162,8 @@ class Run:
 
     def go(self, stop_after: int | None) -> Outcome:
         try:
-            finished = self._stages(stop_after)
+            with self.interrupts:
+                finished = self._stages(stop_after)
         finally:
             self.live.end()
             self.log.close()

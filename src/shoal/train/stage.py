@@ -50,6 +50,7 @@ class Stage:
             device=run.device,
             autocast=run.machine.autocast,
             seconds=run.stage_seconds(name),
+            stop_wanted=lambda: run.interrupts.wanted,
         )
         self.average = WeightAverage(self.named, recipe.average_fraction)
         self.parent = run.receipt
@@ -79,6 +80,11 @@ class Stage:
         self.meter.stop()
         owner.live.end()
         self.save()  # first of all: nothing that follows may lose the work
+        if trainer.stopped:
+            owner.live.say(
+                f"stopped after step {trainer.progress.step} of {self.name}; --resume goes on from there"
+            )
+            raise KeyboardInterrupt
         if trainer.fraction_done < 1.0:
             return False
         self.average.apply()
