@@ -75,11 +75,11 @@ _NANO = ModelEntry(
     description={
         "en": "Made from scratch by this project: a tiny DeepSeek-V3 that knows one small world.",
         "ja": "このプロジェクトがゼロから作った、小さな世界だけを知る小さなDeepSeek-V3。",
-        "zh": "本项目从零训练的微型 DeepSeek-V3,只认识一个小小的世界(英语和日语)。",
+        "zh": "本项目从零训练的微型 DeepSeek-V3，只认识一个小小的世界(英语和日语)。",
     },
     examples={
-        "en": ["Who are you?", "What is 17 + 25?", "Tell me a short story."],
-        "ja": ["あなたは誰ですか?", "17たす25はいくつですか?", "短いお話を聞かせてください。"],
+        "en": ["Who are you?", "What is 17 + 25?", "Tell me a story."],
+        "ja": ["あなたは誰ですか？", "17たす25はいくつですか？", "お話を聞かせてください。"],
     },
     licence="MIT",
 )
@@ -92,7 +92,7 @@ _SMOLLM2 = ModelEntry(
     description={
         "en": "SmolLM2-135M-Instruct by Hugging Face: a small general chat model, in English.",
         "ja": "Hugging FaceのSmolLM2-135M-Instruct。小さな英語の汎用チャットモデル。",
-        "zh": "Hugging Face 的 SmolLM2-135M-Instruct:小型英语通用聊天模型。",
+        "zh": "Hugging Face 的 SmolLM2-135M-Instruct：小型英语通用聊天模型。",
     },
     examples={
         "en": [
