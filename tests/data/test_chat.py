@@ -78,6 +78,11 @@ def test_families_are_recognised(nano: Tokenizer, smollm2: Tokenizer, thinking_c
     qwen = protocol_for(thinking_chatml)
     assert (qwen.name, qwen.thinking) == ("chatml", "native")
     assert isinstance(protocol_for(smollm2, chat_template=LLAMA_LIKE), TemplateProtocol)
+    nameless = tokenizer_from_gguf(
+        {k: v for k, v in nano.to_gguf().items() if k != "tokenizer.chat_template"}
+    )
+    assert protocol_for(nameless, model_type="deepseek_v3").name == "deepseek_v31"
+    assert protocol_for(nameless, model_type="qwen2").name == "deepseek_r1"
     # One character more than the family writes: then the family is not what this checkpoint was trained on.
     other = (nano.chat_template or "").replace("'<｜User｜>'", "'<｜User｜> '")
     assert isinstance(protocol_for(nano, chat_template=other), TemplateProtocol)

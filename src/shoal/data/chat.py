@@ -27,11 +27,14 @@ def protocol_for(
 ) -> ChatProtocol:
     """The protocol of a checkpoint: a built-in family if its own template writes the same, else that template.
 
-    Without a template the control tokens of the vocabulary decide. Raises ShoalError for a template that is broken.
+    Without a template the control tokens of the vocabulary and `model_type` decide. Raises ShoalError for a template
+    that is broken.
     """
     template = chat_template if chat_template is not None else tokenizer.chat_template
     candidates = _candidates(tokenizer, template)
     if template is None:
+        if model_type in ("llama", "qwen2"):  # with DeepSeek's marks: a distillation of R1
+            candidates.sort(key=lambda candidate: candidate.name != "deepseek_r1")
         return candidates[0] if candidates else NoChatProtocol(tokenizer)
     compiled = ChatTemplate(template)
     for candidate in candidates:
