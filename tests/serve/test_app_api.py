@@ -1,4 +1,4 @@
-"""The page's routes against a real server: answers that belong to the server, the tree, stop, reload, restart, search."""
+"""The page's routes against a real server: the server's own answers, the tree, stop, reload, restart, search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def new_chat(client: Client) -> str:
     return chat
 
 
-def send(client: Client, chat: str, content: str = "Who are you?", parent: str | None = None, **fields: Any) -> Any:
+def send(
+    client: Client, chat: str, content: str = "Who are you?", parent: str | None = None, **fields: Any
+) -> Any:
     body = {"parent_id": parent, "content": content, "params": {"max_tokens": 6, "temperature": 0}} | fields
     response = client.post(f"/api/chats/{chat}/messages", json=body)
     assert response.status_code == 201, response.text
@@ -51,7 +53,11 @@ def messages(client: Client, chat: str) -> list[dict[str, Any]]:
 def test_state_tells_what_the_page_shows(client: Client) -> None:
     state = client.get("/api/state").json()
     model = state["models"][0]
-    assert state["default_model"] == model["id"] == "tiny" and set(state["more_models_hint"]) == {"en", "ja", "zh"}
+    assert state["default_model"] == model["id"] == "tiny" and set(state["more_models_hint"]) == {
+        "en",
+        "ja",
+        "zh",
+    }
     assert model["thinking"] == "native" and model["context"] == 2048 and model["loaded"]
     assert 0 < model["parameters_active"] < model["parameters"] and model["size_bytes"] > 0
     assert client.get("/api/models/tiny").json()["status"] == "ready"
@@ -103,7 +109,9 @@ def test_reload_in_mid_answer_loses_nothing(client: Client) -> None:
                     break
     snapshot = client.get(f"/api/chats/{chat}").json()
     held = snapshot["messages"][1]["content"]
-    rest = "".join(e["text"] for _, e in follow(client, chat, snapshot["last_event"]) if e["type"] == "content")
+    rest = "".join(
+        e["text"] for _, e in follow(client, chat, snapshot["last_event"]) if e["type"] == "content"
+    )
     whole = messages(client, chat)[1]["content"]
     assert held + rest == whole and held.startswith(seen)
     again = "".join(e["text"] for _, e in follow(client, chat) if e["type"] == "content")
@@ -166,7 +174,11 @@ def test_history_goes_to_the_model_with_the_persons_own_edits(client: Client) ->
     follow(client, chat)
     plain = send(client, chat, "x", parent=made["assistant"]["id"])
     follow(client, chat)
-    rated = {"value": -1, "edited": "a much longer answer than the model gave, in many words", "note": "too short"}
+    rated = {
+        "value": -1,
+        "edited": "a much longer answer than the model gave, in many words",
+        "note": "too short",
+    }
     row = client.post(f"/api/chats/{chat}/messages/{made['assistant']['id']}/feedback", json=rated).json()
     assert (row["feedback"], row["edited"]) == (-1, rated["edited"])
     longer = send(client, chat, "x", parent=made["assistant"]["id"])
@@ -177,7 +189,8 @@ def test_history_goes_to_the_model_with_the_persons_own_edits(client: Client) ->
 
 def test_two_answers_of_one_chat_at_once(client: Client) -> None:
     chat = new_chat(client)
-    made = [send(client, chat, text, params={"max_tokens": 40, "temperature": 0}, thinking="off") for text in ("a", "b")]
+    params = {"max_tokens": 40, "temperature": 0}
+    made = [send(client, chat, text, params=params, thinking="off") for text in ("a", "b")]
     events = follow(client, chat)
     done = {event["message"]["id"] for _, event in events if event["type"] == "done"}
     assert done == {each["assistant"]["id"] for each in made}
@@ -229,16 +242,25 @@ def test_repaired_history() -> None:
     def turns(*pairs: tuple[str, str]) -> list[Message]:
         return [Message(role=role, content=content) for role, content in pairs]
 
-    broken = turns(("system", "s"), ("user", "a"), ("assistant", ""), ("user", "b"), ("assistant", "c"), ("user", "d"))
+    broken = turns(
+        ("system", "s"), ("user", "a"), ("assistant", ""), ("user", "b"), ("assistant", "c"), ("user", "d")
+    )
     assert repaired(broken) == turns(("system", "s"), ("user", "a\n\nb"), ("assistant", "c"), ("user", "d"))
 
 
 def test_keep_alives_while_nothing_happens(start_server: Any) -> None:
     """PRODUCT 2.3.7: a comment in a silent stream, a newline before a slow plain answer."""
     url = start_server(ServerSettings(keep_alive_seconds=0.1))
-    body = {"messages": [{"role": "user", "content": "sea " * 1500}], "max_tokens": 1, "thinking": {"type": "disabled"}}
+    body = {
+        "messages": [{"role": "user", "content": "sea " * 1500}],
+        "max_tokens": 1,
+        "thinking": {"type": "disabled"},
+    }
     with httpx.Client(base_url=url, trust_env=False, timeout=60) as busy:
-        slow = [threading.Thread(target=busy.post, args=("/v1/chat/completions",), kwargs={"json": body}) for _ in range(4)]
+        slow = [
+            threading.Thread(target=busy.post, args=("/v1/chat/completions",), kwargs={"json": body})
+            for _ in range(4)
+        ]
         for thread in slow:
             thread.start()
         time.sleep(0.2)
@@ -263,6 +285,8 @@ def test_a_new_server_finds_the_old_chats(client: Client, start_server: Any, tmp
         held = messages(page, chat)[1]
         assert held["status"] == "writing"
         page.delete(f"/api/chats/{chat}")
-    with httpx.Client(base_url=start_server(folder=tmp_path / "killed"), headers=headers, trust_env=False) as page:
+    with httpx.Client(
+        base_url=start_server(folder=tmp_path / "killed"), headers=headers, trust_env=False
+    ) as page:
         row = messages(page, chat)[1]
         assert row["status"] == "stopped" and row["content"] and held["content"].startswith(row["content"])

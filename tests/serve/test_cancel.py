@@ -15,13 +15,18 @@ import pytest
 def open_post(url: str, path: str, body: dict[str, Any]) -> socket.socket:
     place, data = urlsplit(url), json.dumps(body).encode()
     sock = socket.create_connection((place.hostname or "", place.port or 0), timeout=10)
-    head = f"POST {path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
     sock.sendall(head.encode() + data)
     return sock
 
 
 def in_engine(client: httpx.Client) -> float:
-    lines = [line.split() for line in client.get("/metrics").text.splitlines() if line.startswith("shoal_requests_")]
+    lines = [
+        line.split()
+        for line in client.get("/metrics").text.splitlines()
+        if line.startswith("shoal_requests_")
+    ]
     return sum(float(value) for _, value in lines)
 
 
@@ -57,7 +62,7 @@ def test_a_killed_socket_frees_the_engine(client: httpx.Client, live_server: str
     sockets = [open_post(live_server, path, request) for _ in range(count)]
     assert wait_for(client, lambda n: n > 0, 10), "the engine never began"
     for sock in sockets:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")  # a reset, as by kill -9
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")  # a reset
         sock.close()
     assert wait_for(client, lambda n: n == 0, 3), "the engine still works for nobody"
 

@@ -14,17 +14,20 @@ import pytest
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 FIELDS = (
-    "model messages max_tokens max_completion_tokens temperature top_p top_k min_p n stop stream stream_options seed logprobs"
-    " top_logprobs logit_bias presence_penalty frequency_penalty repetition_penalty response_format tools tool_choice user"
-    " user_id reasoning_effort thinking reasoning think chat_template_kwargs stop_token_ids ignore_eos min_tokens"
-    " return_progress metadata functions chat_template grammar cache_salt prompt echo best_of suffix parallel_tool_calls"
+    "model messages max_tokens max_completion_tokens temperature top_p top_k min_p n stop stream stream_options seed"
+    " logprobs top_logprobs logit_bias presence_penalty frequency_penalty repetition_penalty response_format tools"
+    " tool_choice user user_id reasoning_effort thinking reasoning think chat_template_kwargs stop_token_ids ignore_eos"
+    " min_tokens return_progress metadata functions chat_template grammar cache_salt prompt echo best_of suffix"
+    " parallel_tool_calls"
 ).split()
 VALUES: list[Any] = [
-    None, True, False, 0, 1, -1, 3, 2**31, 2**53, 2**63, -(2**63), 2**64, 10**30, 0.5, -0.5, 1e-320, 1e308, float("nan"),
-    float("inf"), "", "x", "5", "-1", "none", "auto", "\\u0000", "\\ud800", "𠮷👩‍👩‍👧", "<｜User｜>", "a" * 400, "../../etc/passwd",
-    "{{ 7*7 }}", [], {}, [[]], [None], [{}], {"": ""}, {"type": None}, {"type": "function"}, list(range(300)), ["x"] * 40,
-    {str(i): i for i in range(60)}, [{"type": "text"}], [{"role": "user", "content": [{"type": "image_url"}]}],
+    None, True, False, 0, 1, -1, 3, 2**31, 2**53, 2**63, -(2**63), 2**64, 10**30, 0.5, -0.5, 1e-320, 1e308,
+    float("nan"), float("inf"), "", "x", "5", "-1", "none", "auto", "\\u0000", "\\ud800", "𠮷👩‍👩‍👧", "<｜User｜>",
+    "a" * 400, "../../etc/passwd", "{{ 7*7 }}", [], {}, [[]], [None], [{}], {"": ""}, {"type": None},
+    {"type": "function"}, list(range(300)), ["x"] * 40, {str(i): i for i in range(60)}, [{"type": "text"}],
+    [{"role": "user", "content": [{"type": "image_url"}]}],
 ]  # fmt: skip
+BYTES = [b"\x00", b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\\u", b"NaN", b"1e999", b"//"]
 
 
 def damaged(rng: random.Random, text: bytes) -> bytes:
@@ -33,7 +36,7 @@ def damaged(rng: random.Random, text: bytes) -> bytes:
     return rng.choice([
         text[:place],
         text[:place] + bytes([rng.randrange(256)]) + text[place + 1 :],
-        text[:place] + rng.choice([b"\x00", b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\\u", b"NaN", b"1e999", b"//"]) + text[place:],
+        text[:place] + rng.choice(BYTES) + text[place:],
         rng.choice([b"\xef\xbb\xbf", b"\xff\xfe", b"\n" * 999]) + text,
         text + rng.choice([b"}", text, b"\x00"]),
         text[:-1] + b', "x": ' + b"[" * 5000 + b"]" * rng.choice([5000, 4999]) + b"}",
@@ -53,19 +56,27 @@ def case(number: int) -> tuple[str, bytes]:
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
         body[rng.choice(FIELDS)] = rng.choice(VALUES)
     if chat and rng.random() < 0.4 and isinstance(body["messages"], list):
-        turn: dict[str, Any] = {"role": rng.choice(["user", "assistant", "tool", "system", "sytem"]), "content": "x"}
+        turn: dict[str, Any] = {
+            "role": rng.choice(["user", "assistant", "tool", "system", "sytem"]),
+            "content": "x",
+        }
         for key in ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "prefix"):
             if rng.random() < 0.25:
                 turn[key] = rng.choice(VALUES)
         body["messages"] = [*body["messages"], turn]
     for name in ("max_tokens", "max_completion_tokens"):  # a valid long answer would only cost time
-        if isinstance(value := body.get(name), int | float) and not isinstance(value, bool) and 2 < value < 2**31:
+        if (
+            isinstance(value := body.get(name), int | float)
+            and not isinstance(value, bool)
+            and 2 < value < 2**31
+        ):
             body[name] = 2
     if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
         body["max_tokens"] = 2
     if body.get("min_tokens") or body.get("n") or body.get("ignore_eos"):
         body["max_tokens"] = 1
-    text = json.dumps(body, ensure_ascii=rng.random() < 0.7).replace("\\\\ud800", "\\ud800").encode("utf-8", "surrogatepass")
+    written = json.dumps(body, ensure_ascii=rng.random() < 0.7).replace("\\\\ud800", "\\ud800")
+    text = written.encode("utf-8", "surrogatepass")
     return (CHAT if chat else TEXT), damaged(rng, text) if rng.random() < 0.3 else text
 
 
@@ -85,7 +96,12 @@ def fault_of(response: httpx.Response) -> str:
 
 
 def bombard(url: str, numbers: range) -> None:
-    good = {"messages": [{"role": "user", "content": "Write."}], "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    good = {
+        "messages": [{"role": "user", "content": "Write."}],
+        "max_tokens": 12,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
     bad: list[str] = []
     texts: list[str] = []
     over = threading.Event()

@@ -43,7 +43,8 @@ class Gate:
 @contextlib.contextmanager
 def serving(table: ModelTable, tmp_path: Path) -> Iterator[httpx.Client]:
     sock, ready = bind("127.0.0.1", 0), threading.Event()
-    server = Server(create_app(ServerSettings(keep_alive_seconds=0.2), table, Store(tmp_path / "c.sqlite")), on_ready=ready.set)
+    app = create_app(ServerSettings(keep_alive_seconds=0.2), table, Store(tmp_path / "c.sqlite"))
+    server = Server(app, on_ready=ready.set)
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()
     assert ready.wait(20)
@@ -73,7 +74,11 @@ def test_a_request_waits_for_its_model(tiny_model: Path, tmp_path: Path) -> None
         assert text.startswith(": keep-alive") and text.endswith("data: [DONE]\n\n")
         with client.stream("GET", f"/api/chats/{chat}/events") as response:
             seen = response.read().decode()
-        assert '"type":"loading"' in seen and '"bytes_done":10,"bytes_total":100' in seen and '"type":"done"' in seen
+        assert (
+            '"type":"loading"' in seen
+            and '"bytes_done":10,"bytes_total":100' in seen
+            and '"type":"done"' in seen
+        )
         assert client.get("/health").status_code == 200 and gate.calls == 1
 
 

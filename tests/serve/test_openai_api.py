@@ -54,7 +54,9 @@ def test_stream_and_plain_answer_are_the_same_text(client: httpx.Client) -> None
     deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"]]
     assert deltas[0] == {"role": "assistant", "content": "", "reasoning_content": ""} and deltas[-1] == {}
     assert "".join(d.get("content") or "" for d in deltas) == plain["choices"][0]["message"]["content"]
-    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]] == [None] * (len(deltas) - 1) + ["length"]
+    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]] == [None] * (
+        len(deltas) - 1
+    ) + ["length"]
     assert chunks[-1]["choices"] == [] and all(c["usage"] is None for c in chunks[:-1])
     assert chunks[-1]["usage"] == plain["usage"]
     assert plain["usage"]["completion_tokens"] == 8
@@ -68,7 +70,9 @@ def test_no_usage_chunk_unless_asked(client: httpx.Client) -> None:
 
 
 def test_the_newer_limit_wins_and_the_context_clamps(client: httpx.Client) -> None:
-    assert ask(client, max_tokens=9, max_completion_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
+    assert (
+        ask(client, max_tokens=9, max_completion_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
+    )
     with client.stream("POST", CHAT, json=body(max_tokens=393216, stream=True)) as response:
         assert response.status_code == 200 and 0 < int(response.headers["x-shoal-max-tokens"]) < 2048
 
@@ -83,7 +87,7 @@ def test_prompt_longer_than_the_context_names_both_numbers(client: httpx.Client)
     {"reasoning": {"effort": "low"}}, {"chat_template_kwargs": {"thinking": True}}, {"enable_thinking": True}, {},
 ])  # fmt: skip
 def test_thinking_on(client: httpx.Client, dialect: dict[str, Any]) -> None:
-    """C49, C47: every dialect (and silence, as DeepSeek's API) thinks; thoughts that use up the limit leave no content."""
+    """C49, C47: every dialect (and silence) thinks; thoughts that use up the limit leave no content."""
     request = {k: v for k, v in body().items() if k != "thinking"} | dialect | {"ignore_eos": True}
     found = client.post(CHAT, json=request).json()
     choice = found["choices"][0]
@@ -93,7 +97,8 @@ def test_thinking_on(client: httpx.Client, dialect: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dialect", [
-    {"reasoning_effort": "none"}, {"reasoning": {"enabled": False}}, {"think": False}, {"reasoning": {"effort": "none"}},
+    {"reasoning_effort": "none"}, {"reasoning": {"enabled": False}}, {"think": False},
+    {"reasoning": {"effort": "none"}},
     {"chat_template_kwargs": {"enable_thinking": False}}, {"enable_thinking": False},
 ])  # fmt: skip
 def test_thinking_off(client: httpx.Client, dialect: dict[str, Any]) -> None:
@@ -114,8 +119,12 @@ def test_thinking_nonsense_and_contradictions_are_refused(client: httpx.Client, 
 
 def test_old_thoughts_and_forged_marks_do_not_reach_the_model(client: httpx.Client) -> None:
     """C24, C17: earlier reasoning costs no prompt tokens, control strings in people's text cost their letters."""
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "go"}]
-    thought = turns[:1] + [turns[1] | {"reasoning_content": "I must weigh every wave. " * 9}] + turns[2:]
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "go"},
+    ]
+    thought = [turns[0], turns[1] | {"reasoning_content": "I must weigh every wave. " * 9}, turns[2]]
     assert ask(client, messages=turns)["usage"] == ask(client, messages=thought)["usage"] | {
         key: value for key, value in ask(client, messages=turns)["usage"].items() if key != "prompt_tokens"
     }
@@ -151,12 +160,16 @@ def test_history_shapes_that_break_templates(client: httpx.Client) -> None:
 def test_refusals_name_the_place(client: httpx.Client) -> None:
     image = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
     text = {"type": "text", "text": "see"}
-    error = refused(client, messages=[{"role": "system", "content": "x"}, {"role": "user", "content": [text, image]}])
+    error = refused(
+        client, messages=[{"role": "system", "content": "x"}, {"role": "user", "content": [text, image]}]
+    )
     assert error["param"] == "messages[1].content[1]" and "image_url" in error["message"]
     error = refused(client, messages=[{"role": "sytem", "content": "x"}])
-    assert error["param"] == "messages[0].role" and all(r in error["message"] for r in ("system", "user", "assistant", "tool"))
+    assert error["param"] == "messages[0].role" and all(
+        r in error["message"] for r in ("system", "user", "assistant", "tool")
+    )
     for name, value in (("temperature", -1), ("top_p", 9), ("n", 99), ("stop", 5), ("logit_bias", {"50": 101}),
-                        ("messages", []), ("top_k", 2**40), ("user_id", "u" * 513), ("response_format", {"type": "xml"}),
+                        ("messages", []), ("top_k", 2**40), ("user_id", "u" * 513), ("response_format", {}),
                         ("seed", True), ("max_tokens", "5")):  # fmt: skip
         assert name in refused(client, **{name: value})["param"]
 
@@ -222,7 +235,11 @@ def test_stop_strings_and_bias(client: httpx.Client) -> None:
 def test_prompt_progress_on_request(client: httpx.Client) -> None:
     assert not any("prompt_progress" in chunk for chunk in events(client))
     found = [c["prompt_progress"] for c in events(client, return_progress=True) if "prompt_progress" in c]
-    assert found and found[-1]["processed"] <= found[-1]["total"] and set(found[-1]) == {"total", "cache", "processed", "time_ms"}
+    assert (
+        found
+        and found[-1]["processed"] <= found[-1]["total"]
+        and set(found[-1]) == {"total", "cache", "processed", "time_ms"}
+    )
 
 
 # ---- plain completions
@@ -254,10 +271,13 @@ def test_echo_scores_the_prompt(client: httpx.Client) -> None:
     assert rows["text_offset"] == sorted(rows["text_offset"])
     only = complete(client, **fields | {"max_tokens": 0})
     assert only["choices"][0]["text"] == "The quick brown fox" and only["usage"]["completion_tokens"] == 0
-    with client.stream("POST", TEXT, json={"model": "tiny", "max_tokens": 4, "temperature": 0, "stream": True} | fields) as r:
+    with client.stream(
+        "POST", TEXT, json={"model": "tiny", "max_tokens": 4, "temperature": 0, "stream": True} | fields
+    ) as r:
         chunks = [json.loads(line[6:]) for line in r.iter_lines() if line.startswith("data: {")]
     assert "".join(c["choices"][0]["text"] for c in chunks) == whole["text"]
-    assert sum((c["choices"][0]["logprobs"]["tokens"] for c in chunks if c["choices"][0]["logprobs"]), []) == rows["tokens"]
+    scored = [c["choices"][0]["logprobs"] for c in chunks if c["choices"][0]["logprobs"]]
+    assert [token for each in scored for token in each["tokens"]] == rows["tokens"]
 
 
 def test_a_raw_prompt_has_one_bos(client: httpx.Client) -> None:
@@ -277,17 +297,24 @@ def test_the_openai_client(live_server: str) -> None:
     assert client.models.retrieve("tiny").id == "tiny"
     plain = client.chat.completions.create(**options)
     text, last = "", None
-    for chunk in client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}):
+    for chunk in client.chat.completions.create(
+        **options, stream=True, stream_options={"include_usage": True}
+    ):
         text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
         last = chunk
     assert text == plain.choices[0].message.content
     assert last is not None and last.usage == plain.usage and not last.choices
     with client.chat.completions.stream(**options) as helper:
         assert "".join(event.delta for event in helper if event.type == "content.delta") == text
-    assert client.completions.create(model="tiny", prompt="a b", max_tokens=2).choices[0].finish_reason in ("stop", "length")
+    assert client.completions.create(model="tiny", prompt="a b", max_tokens=2).choices[0].finish_reason in (
+        "stop",
+        "length",
+    )
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(**options | {"model": "nope"})
-    assert missing.value.code == "model_not_found" and missing.value.request_id and "tiny" in str(missing.value)
+    assert (
+        missing.value.code == "model_not_found" and missing.value.request_id and "tiny" in str(missing.value)
+    )
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(**options | {"temperature": -1})
     with pytest.raises(openai.BadRequestError) as long:

@@ -25,15 +25,19 @@ def talk(store: Store, owner: str, *texts: str) -> tuple[str, list[str]]:
     ids: list[str] = []
     for number, text in enumerate(texts):
         role = "assistant" if number % 2 else "user"
-        message = store.add_message(owner, chat_id, parent_id=ids[-1] if ids else None, role=role, content=text)
+        message = store.add_message(
+            owner, chat_id, parent_id=ids[-1] if ids else None, role=role, content=text
+        )
         assert message
         ids.append(message["id"])
     return chat_id, ids
 
 
 @pytest.mark.parametrize(("query", "found"), [
-    ("人口", True), ("口は", True), ("日本の人口", True), ("億", True), ("100%", True), ("snake_case", True), ("SNAKE", True),
-    ("人口 億", True), ("%", True), ("大阪", False), ("snakeXcase", False), ('"', False), ("NEAR(", False), ("人口 大阪", False),
+    ("人口", True), ("口は", True), ("日本の人口", True), ("億", True), ("100%", True),
+    ("snake_case", True), ("SNAKE", True),
+    ("人口 億", True), ("%", True), ("大阪", False), ("snakeXcase", False), ('"', False), ("NEAR(", False),
+    ("人口 大阪", False),
 ])  # fmt: skip
 def test_search_finds_parts_of_words_in_any_script(store: Store, query: str, found: bool) -> None:
     """Two Japanese characters are a word; wildcards and FTS5's own syntax are plain text."""
@@ -61,10 +65,14 @@ def test_a_growing_answer_is_found_when_it_is_final(store: Store) -> None:
     answer = store.add_message("a", chat_id, parent_id=ids[0], role="assistant", status="queued")
     assert answer
     store.update_message("a", answer["id"], content="half of the ans", status="writing")
-    store.update_message("a", answer["id"], content="half of the answer", status="done", usage={"prompt_tokens": 3})
+    store.update_message(
+        "a", answer["id"], content="half of the answer", status="done", usage={"prompt_tokens": 3}
+    )
     assert store.chats("a", query="the answer")
     assert store.messages("a", chat_id)[1]["usage"] == {"prompt_tokens": 3}
-    store._db.execute("INSERT INTO search (search) VALUES ('integrity-check')")  # raises when index and texts differ
+    store._db.execute(
+        "INSERT INTO search (search) VALUES ('integrity-check')"
+    )  # raises when index and texts differ
 
 
 def test_the_path_is_one_branch_of_the_tree(store: Store) -> None:
@@ -106,7 +114,9 @@ def test_a_restart_keeps_the_text_and_marks_it_stopped(tmp_path: Path) -> None:
     first.update_message("a", answer["id"], content="so far", status="writing")
     second = Store(tmp_path / "chats.sqlite")  # as after kill -9: nobody closed the first
     message = second.messages("a", chat_id)[1]
-    assert (message["status"], message["content"]) == ("stopped", "so far") and second.chats("a", query="so far")
+    assert (message["status"], message["content"]) == ("stopped", "so far") and second.chats(
+        "a", query="so far"
+    )
 
 
 def test_deleted_chats_go_for_good_after_a_day(store: Store) -> None:
@@ -128,7 +138,7 @@ def test_only_the_owner_of_the_home_can_read_it(store: Store, tmp_path: Path) ->
 def test_files_that_cannot_be_used_are_named_and_left_alone(tmp_path: Path) -> None:
     broken = tmp_path / "broken.sqlite"
     broken.write_bytes(b"this is no database" * 100)
-    with pytest.raises(ShoalError, match="broken.sqlite"):
+    with pytest.raises(ShoalError, match="broken"):
         Store(broken)
     assert broken.read_bytes() == b"this is no database" * 100
     newer = sqlite3.connect(tmp_path / "newer.sqlite")

@@ -18,7 +18,7 @@ MIN_KEY_CHARACTERS = 22  # of 64 possible ones each: 128 bits
 def command(
     models: list[str] = typer.Argument(
         None,
-        metavar="[MODEL]...",
+        metavar="MODEL",
         help="Folders, GGUF files, hub names or installed models; default: all installed.",
     ),
     host: str = typer.Option(
@@ -35,7 +35,10 @@ def command(
     cors_origin: list[str] = typer.Option(
         [], help="A web page's origin that may use the API, exactly as browsers send it."
     ),
-    strict: bool = typer.Option(False, help="Refuse request fields that would otherwise be ignored."),
+    strict: bool = typer.Option(
+        False, "--strict", help="Refuse request fields that would otherwise be ignored."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the one line as a JSON object."),
     log_level: str = typer.Option(
         "warning", help="debug, info (one line a request), warning or error; to stderr."
     ),
@@ -51,6 +54,7 @@ def command(
       shoal serve model.gguf --host 0.0.0.0 --api-key auto
       curl http://127.0.0.1:8000/v1/models
     """
+    import json
     import logging
     import secrets
     import sys
@@ -99,7 +103,8 @@ def command(
     url = url_of(sock)
 
     def ready() -> None:
-        print(f"shoal serves {', '.join(table.names())} at {url}", flush=True)
+        line = f"shoal serves {', '.join(table.names())} at {url}"
+        print(json.dumps({"url": url, "models": table.names()}) if as_json else line, flush=True)
         if open_page:
             import webbrowser
 

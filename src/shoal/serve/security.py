@@ -111,7 +111,8 @@ class Door:
         """Raises ApiError; False for a preflight that is answered here."""
         method, path = scope["method"], scope["path"]
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-            raise ApiError(431, f"more than {MAX_HEADER_BYTES >> 10} KB of headers")  # h11 only limits unfinished ones
+            # h11 limits only headers that come in several pieces.
+            raise ApiError(431, f"more than {MAX_HEADER_BYTES >> 10} KB of headers")
         if sum(name == b"host" for name, _ in scope["headers"]) != 1 or not self._known_host(scope, headers):
             raise ApiError(
                 403, "this Host name is not served here (--allowed-host adds one)", code="unknown_host"

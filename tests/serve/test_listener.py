@@ -1,0 +1,120 @@
+"""`shoal serve` as a program: its one line, ports, who may listen where, and an end that does not hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from shoal.cli.serve import cards_of, command
+from shoal.errors import ShoalError, UsageError
+from shoal.serve import listener
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+
+def start(tiny_model: Path, *options: str) -> subprocess.Popen[str]:
+    command_line = [sys.executable, "-m", "shoal.cli.main", "serve", str(tiny_model), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command_line, text=True, env=environment, **pipes)
+
+
+def test_one_line_an_answer_and_a_quick_end(tiny_model: Path) -> None:
+    """Ctrl+C in mid-answer: the stream ends with an error the client can read, the process within seconds."""
+    process = start(tiny_model, "--port", "0")
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.fullmatch(r"shoal serves tiny at (http://127\.0\.0\.1:\d+)\n", line)
+        assert found, line
+        ask = {
+            "messages": [{"role": "user", "content": "hi"}],
+            "stream": True,
+            "ignore_eos": True,
+            "max_tokens": 1900,
+        }
+        lines: list[str] = []
+        with httpx.Client(base_url=found[1], trust_env=False, timeout=60) as client:
+            with client.stream("POST", "/v1/chat/completions", json=ask) as response:
+                for number, event in enumerate(response.iter_lines()):
+                    lines.append(event)
+                    if number == 20:
+                        process.send_signal(signal.SIGINT)
+                        stopped = time.monotonic()
+        assert process.wait(15) in (0, 130) and time.monotonic() - stopped < 10
+        assert any('"overloaded_error"' in event for event in lines)
+        rest, errors = process.communicate()
+        assert rest == "" and "Traceback" not in errors
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_next_free_port_unless_one_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = listener.bind("127.0.0.1", 0)
+    port = taken.getsockname()[1]
+    monkeypatch.setattr(listener, "DEFAULT_PORT", port)
+    try:
+        with pytest.raises(ShoalError, match=rf"(?s)port {port}.*--port") as refusal:
+            listener.bind("127.0.0.1", port)
+        assert refusal.value.exit_code == 1
+        with listener.bind("127.0.0.1", None) as other:
+            assert other.getsockname()[1] != port
+            assert listener.url_of(other).startswith("http://127.0.0.1:")
+        with pytest.raises(ShoalError, match="cannot listen"):
+            listener.bind("203.0.113.1", 0)
+    finally:
+        taken.close()
+
+
+@pytest.mark.parametrize("key", [None, "short", "x" * 21])
+def test_the_network_is_not_let_in_without_a_good_key(key: str | None, tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="everyone in the network"):
+        command(models=[str(tiny_model)], host="0.0.0.0", port=0, api_key=key, open_page=False, allowed_host=[],
+                cors_origin=[], strict=False, as_json=False, log_level="warning")  # fmt: skip
+
+
+def test_models_that_are_named_must_be_there(tiny_model: Path, tmp_path: Path) -> None:
+    card = cards_of([str(tiny_model)])[0]
+    assert (card.id, card.context) == ("tiny", 2048) and 0 < card.parameters_active < card.parameters
+    assert [c.id for c in cards_of([str(tiny_model), str(tiny_model)])] == ["tiny", "tiny-2"]
+    with pytest.raises(ShoalError, match="no model"):
+        cards_of([str(tmp_path / "nothing")])
+
+
+def test_many_connections_do_not_lock_others_out(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit new ones are closed at once; when the idle ones go, all is well again."""
+    monkeypatch.setattr("shoal.serve.settings.MAX_CONNECTIONS", 20)
+    port = int(live_server.rpartition(":")[2])
+    idle = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(40)]
+    try:
+        closed = 0
+        for sock in idle:
+            sock.settimeout(0.2)
+            try:
+                closed += sock.recv(1) == b""
+            except TimeoutError:
+                pass
+            except ConnectionError:
+                closed += 1
+        assert closed >= 20
+    finally:
+        for sock in idle:
+            sock.close()
+    for _ in range(50):
+        try:
+            assert httpx.get(f"{live_server}/health", trust_env=False).status_code == 200
+            return
+        except httpx.TransportError:
+            threading.Event().wait(0.05)
+    raise AssertionError("the server stays shut")
