@@ -25,7 +25,7 @@ def test_figures_and_limits(network: CausalLM, tokenizer: Tokenizer, tmp_path: P
         figures = measure(opened, peak, prompt_tokens=40, answer_tokens=6, streams=(1, 2, 4))
         assert [figure.what for figure in figures] == [
             "prefill, 40 tokens",
-            "decode, 1 streams",
+            "decode, 1 stream",
             "decode, 2 streams",
         ]
         assert all(figure.value > 0 and figure.limit for figure in figures)
