@@ -123,3 +123,21 @@ def test_the_model_idle_for_longest_makes_room(tiny_model: Path) -> None:
         assert asyncio.run(use("abac")) == "ac"
     finally:
         table.close()
+
+
+def test_stopping_ends_a_load(tmp_path: Path) -> None:
+    """Ctrl+C does not wait for gigabytes."""
+    began, stopped = threading.Event(), threading.Event()
+
+    def endless(spec: str, progress: Callable[[int, int], None]) -> Any:
+        began.set()
+        try:
+            for done in range(10_000):
+                progress(done, 10_000)
+                threading.Event().wait(0.01)
+        finally:
+            stopped.set()
+
+    with serving(ModelTable([ModelCard("big", "big")], endless), tmp_path):
+        assert began.wait(5)
+    assert stopped.wait(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx
@@ -80,6 +81,13 @@ def test_the_newer_limit_wins_and_the_context_clamps(client: httpx.Client) -> No
 def test_prompt_longer_than_the_context_names_both_numbers(client: httpx.Client) -> None:
     error = refused(client, messages=[{"role": "user", "content": "sea " * 3000}])
     assert error["code"] == "context_length_exceeded" and "2048" in error["message"]
+
+
+def test_a_prompt_far_too_long_is_refused_before_it_is_tokenised(client: httpx.Client) -> None:
+    began = time.monotonic()
+    error = refused(client, messages=[{"role": "user", "content": "sea of words " * 600_000}])
+    assert error["code"] == "context_length_exceeded" and "at least" in error["message"]
+    assert time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("dialect", [

@@ -368,3 +368,28 @@ def test_logs_hold_no_content(locked: str, caplog: pytest.LogCaptureFixture) -> 
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("shoal")]
     assert any("POST '/v1/chat/completions' 200" in line for line in lines)
     assert not [line for line in lines if "secret" in line or KEYS["ann"] in line]
+
+
+def test_a_fault_of_ours_is_a_500_that_tells_nothing(
+    start_server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PRODUCT 4 row 14: the exception ends its request, its text (it may quote a prompt) goes nowhere."""
+    url = start_server()
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("quotes-the-prompt")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shoal.serve.answers.check_room", broken)
+        answer = http.post(url + CHAT, json=hi())
+        streamed = http.post(url + CHAT, json=hi(stream=True))
+    for response in (answer, streamed):
+        error = response.json()["error"]
+        assert response.status_code == 500 and error["type"] == "api_error"
+        assert (
+            response.headers["x-request-id"] in error["message"]
+            and response.headers["x-should-retry"] == "false"
+        )
+        assert "quotes-the-prompt" not in response.text
+    assert "quotes-the-prompt" not in caplog.text and "RuntimeError" in caplog.text
+    assert http.post(url + CHAT, json=hi()).status_code == 200

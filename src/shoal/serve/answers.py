@@ -6,10 +6,12 @@ API and page read the same events.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import functools
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from shoal.data.tokenizer import Tokenizer
 from shoal.data.types import Message
 from shoal.engine.chat import ChatStream, ThinkingBudget, reasoning_marks, thinking_of
 from shoal.engine.handle import Handle
@@ -65,8 +67,35 @@ def repaired(messages: Sequence[Message]) -> list[Message]:
     return out
 
 
+@functools.lru_cache(maxsize=8)
+def _longest_token_bytes(tokenizer: Tokenizer) -> int:
+    return max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size))
+
+
+async def check_size(opened: Opened, texts: Iterable[str | None], param: str) -> None:
+    """Refuse what cannot fit the context whatever its tokens are, before time is spent on finding them."""
+    context = opened.engine.max_model_len
+    size = sum(len(text) for text in texts if text)  # characters; a token may be longer in bytes
+    if size <= 8 * context:
+        return
+    least = size // await asyncio.to_thread(_longest_token_bytes, opened.tokenizer)
+    if least > context:
+        raise too_long(f"at least {least}", context, param)
+
+
+def too_long(size: int | str, context: int, param: str) -> ApiError:
+    return ApiError(
+        400,
+        f"the prompt has {size} tokens, and the context of this model holds {context} (prompt and answer together);"
+        " shorten the conversation or start a new one",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
 async def render_chat(opened: Opened, messages: Sequence[Message], *, thinking: bool) -> Prompt:
     """The prompt of a conversation, made off the event loop; raises ApiError when the template refuses it."""
+    await check_size(opened, (message.content for message in messages), "messages")
     try:
         rendered = await asyncio.to_thread(opened.protocol.render, list(messages), thinking=thinking)
     except ShoalError as refusal:
@@ -79,6 +108,7 @@ async def render_chat(opened: Opened, messages: Sequence[Message], *, thinking: 
 
 async def encode_text(opened: Opened, text: str) -> Prompt:
     """A raw prompt. It belongs to the caller as a whole, so control tokens in it count; exactly one BOS begins it."""
+    await check_size(opened, (text,), "prompt")
     return Prompt(list(await asyncio.to_thread(opened.tokenizer.encode_prompt, text)))
 
 
@@ -87,13 +117,7 @@ def check_room(opened: Opened, prompt: Prompt, max_tokens: int | None, param: st
     context, size = opened.engine.max_model_len, len(prompt.ids)
     room = context - size
     if room < (0 if max_tokens == 0 else 1):
-        raise ApiError(
-            400,
-            f"the prompt has {size} tokens, and the context of this model holds {context} (prompt and answer together);"
-            " shorten the conversation or start a new one",
-            param=param,
-            code="context_length_exceeded",
-        )
+        raise too_long(size, context, param)
     return room if max_tokens is None else min(max_tokens, room)
 
 
@@ -209,7 +233,10 @@ def timings_object(finished: Finished) -> dict[str, Any]:
 
 
 def cost_object(opened: Opened, finished: Sequence[Finished]) -> dict[str, Any]:
-    """What the answers took: seconds of work, FLOPs by the config's counts, estimated energy and price."""
+    """What the answers of a request took: seconds of work, FLOPs by the config's counts, estimated energy and price.
+
+    Answers that run together share the machine: their seconds are divided by how many there are at the end.
+    """
     from shoal.cost.meter import answer_cost
     from shoal.model.counts import decode_flops
 
@@ -223,4 +250,5 @@ def cost_object(opened: Opened, finished: Sequence[Finished]) -> dict[str, Any]:
         flops += read * decode_flops(opened.config, usage.prompt_tokens // 2)
         flops += usage.completion_tokens * decode_flops(opened.config, (usage.prompt_tokens + total) // 2)
         tokens += usage.completion_tokens
-    return answer_cost(seconds, flops, tokens)
+    sharing = max(opened.engine.stats().running + 1, len(finished))
+    return answer_cost(seconds / sharing, flops, tokens, device=opened.device)

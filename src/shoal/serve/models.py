@@ -137,6 +137,8 @@ class ModelTable:
 
     async def _load(self, slot: Slot) -> Opened:
         def progress(done: int, total: int) -> None:
+            if self._closed:
+                raise ShoalError("the server is stopping")  # ends the load: nobody waits for the rest
             slot.bytes_done, slot.bytes_total = done, total
 
         loop = asyncio.get_running_loop()
@@ -176,7 +178,8 @@ class ModelTable:
         return {name: sum(getattr(each, name) for each in stats) for name in names}
 
     def close(self) -> None:
-        """End all engines; what they were answering is cancelled."""
+        """End all engines and a load that runs; what was being answered is cancelled."""
+        self._closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
         for slot in self.slots.values():
             if slot.opened:
