@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoal.engine.engine import Engine
 from shoal.engine.types import (
@@ -159,6 +162,34 @@ def test_requests_that_cannot_run_are_refused_at_the_door(
     with pytest.raises(InvalidRequest) as caught:
         new_engine(gqa_network).submit(request_)
     assert caught.value.param == param
+
+
+ANYTHING: Any = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.one_of(st.integers(-2, 400), st.text(max_size=2)), st.floats(), max_size=2),
+)  # fmt: skip
+
+
+def test_no_sampling_value_harms_the_engine(
+    gqa_network: CausalLM, new_engine: Callable[..., Engine], answer: Read
+) -> None:
+    """Random values of every type in every field, while a good stream runs: it notices nothing."""
+    engine = new_engine(gqa_network, max_num_seqs=4)
+    expected = ids(answer(engine, [1, 2, 3], temperature=0, max_tokens=200)[0])
+    good = engine.submit(Request([1, 2, 3], SamplingParams(temperature=0, max_tokens=200)))
+    fields = sorted(SamplingParams.__dataclass_fields__)
+
+    @settings(max_examples=120, deadline=None, database=None)
+    @given(st.dictionaries(st.sampled_from(fields), ANYTHING, min_size=1, max_size=3))
+    def try_one(values: dict[str, Any]) -> None:
+        with contextlib.suppress(InvalidRequest):
+            with engine.submit(Request([5], SamplingParams(**{"max_tokens": 2, **values}))) as handle:
+                next(event for event in handle if isinstance(event, Delta | Finished))
+
+    try_one()
+    assert ids(answer(engine, good)[0]) == expected
+    assert engine.stats().restarts == 0
+    assert answer(engine, [1, 2, 3], temperature=0, max_tokens=5)[1].reason == "length"
 
 
 def test_a_full_queue_says_so(

@@ -115,7 +115,14 @@ class Engine:
         """Queue a request. Raises ContextLengthExceeded, QueueFull or InvalidRequest; whatever happens later is an
         event."""
         handle = Handle(request, self._stir)
-        active = self._admit(request, handle)
+        try:
+            active = self._admit(request, handle)
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # the API checks each field; this is the last door
+            raise InvalidRequest("request", f"a parameter has the wrong type or size: {error}") from error
         with self._changed:
             if self._closing:
                 raise ShoalError("the engine is closed", hint="Load the model again.")
@@ -195,7 +202,7 @@ class Engine:
             handle=handle,
             sequence=scheduling.Sequence(prompt, len(prompt)),
             sampler=Sampler(
-                params, prompt_ids=prompt, vocab_size=self.runner.vocab_size, end_ids=sorted(end_ids)
+                params, prompt_ids=prompt, vocab_size=self.runner.vocab_size, end_ids=list(end_ids)
             ),
             detokenizer=Detokenizer(self.tokenizer, params.stop, min_tokens=params.min_tokens),
             end_ids=end_ids,
