@@ -2,8 +2,9 @@
 
     python benchmarks/training.py [--seconds 20] [--rounds 3] [--threads 2] [--compile] [--json]
 
-What is compared: one optimizer step (forward, backward, AdamW on all parameters, fused) over 16 rows of 256 random tokens with
-a vocabulary of 8192. Programs take turns, and the median step of each is reported, so that a noisy neighbour hits all alike.
+What is compared: one optimizer step (forward, backward, AdamW on all parameters, fused) over 16 rows of 256 random
+tokens with a vocabulary of 8192. Programs take turns, and the median step of each is reported, so that a noisy
+neighbour hits all alike.
 Muon's extra time is reported apart. "of limit" is the share of what the measured peak of matrix products allows.
 Figures belong in docs/lab-notes.md with machine, command and date. Run it on a quiet machine.
 """
@@ -112,10 +113,8 @@ def main() -> None:
     if words.json:
         print(json.dumps({"machine": vars(peak) | {"dtype": dtype, "limit": limit}, "figures": rows}))
         return
-    print(
-        f"{peak.device}, {peak.threads} threads, {dtype}: {peak.gemm_flops_per_second[dtype] / 1e9:.0f} GFLOP/s, ",
-        end="",
-    )
+    gflops = peak.gemm_flops_per_second[dtype] / 1e9
+    print(f"{peak.device}, {peak.threads} threads, {dtype}: {gflops:.0f} GFLOP/s, ", end="")
     print(f"{flops / 1e6:.1f} MFLOP per token, limit {limit:.0f} tokens/s")
     print(f"{'program':<26}{'tokens/s':>10}{'of limit':>10}{'steps':>7}{'first step':>12}")
     for row in rows:

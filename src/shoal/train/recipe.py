@@ -117,9 +117,9 @@ class ScheduleRecipe:
     momentum_start: float = knob(0.85, "Muon's momentum at the first step")
     momentum_end: float = knob(0.9, "Muon's momentum when the rates have fallen to zero")
     momentum_warmup_steps: int = knob(300, "steps over which momentum rises", unit="steps")
-    bias_rate_fast: float = knob(5e-3, "step of the router bias at first")
-    bias_rate: float = knob(1e-3, "step of the router bias afterwards")
-    bias_fast_fraction: float = knob(0.2, "share of the stage with the fast bias step")
+    bias_rate_fast: float = knob(5e-3, "step of the router bias at first", resumable=True)
+    bias_rate: float = knob(1e-3, "step of the router bias afterwards", resumable=True)
+    bias_fast_fraction: float = knob(0.2, "share of the stage with the fast bias step", resumable=True)
     bias_still_fraction: float = knob(0.1, "last share of the stage in which the bias rests")
 
 
@@ -398,7 +398,7 @@ def explain() -> str:
         for entry in dataclasses.fields(kind):
             if entry.name in inherited:
                 continue
-            default = entry.default_factory() if callable(entry.default_factory) else entry.default  # type: ignore[misc]
+            default = entry.default_factory() if callable(entry.default_factory) else entry.default
             notes = [entry.metadata["help"].replace("|", "\\|")]
             if entry.metadata["unit"]:
                 notes.append(f"in {entry.metadata['unit']}")

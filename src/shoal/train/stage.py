@@ -54,6 +54,8 @@ class Stage:
         )
         self.average = WeightAverage(self.named, recipe.average_fraction)
         self.parent = run.receipt
+        self.window: list[StepRecord] = []
+        """Steps since the last line of the log."""
         meter_state: dict[str, Any] = {"kind": name}
         state = run.take_state(name)
         if state:
@@ -66,7 +68,6 @@ class Stage:
             processes=run.world.size,
             **meter_state,
         )
-        self.window: list[StepRecord] = []
         self.last_save = self.last_shown = time.monotonic()
         self.started = (time.monotonic(), self.trainer.fraction_done)
 
@@ -174,6 +175,7 @@ class Stage:
             "receipt": self.parent.to_dict() if self.parent else None,
             "measures": owner.measures,
             "log_lines": len(owner.log.lines),
+            "window": [asdict(record) for record in self.window],
         }
         tensors = {
             "network": owner.network.state_dict(),
@@ -188,6 +190,7 @@ class Stage:
         self.trainer.optimizer.load(state.tensors["optimizer"])
         self.rows.restore(state.values["rows"])
         self.average.load(state.tensors.get("average", {}), state.values["averaged"])
+        self.window = [StepRecord(**record) for record in state.values["window"]]
         torch.set_rng_state(state.tensors["random"]["torch"])
 
     # ---- the end of a stage
