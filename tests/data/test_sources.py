@@ -259,7 +259,7 @@ def test_hub_without_the_package() -> None:
         with pytest.raises(ShoalError, match="need the package"):
             list(documents("hub:owner/name"))
     else:
-        with pytest.raises(ShoalError, match="cannot be opened"):
+        with pytest.raises(ShoalError, match="cannot be read after row 0"):
             list(documents("hub:owner/name-that-is-not-there"))
 
 

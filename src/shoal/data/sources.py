@@ -179,15 +179,19 @@ def _hub(name: str) -> Iterator[Example]:
             "hub data sets need the package `datasets`", hint="Install it: pip install 'shoal[hub]'"
         ) from error
     repository, _, config = name.partition(":")
+    number = 0
     try:
-        rows = datasets.load_dataset(repository, config or None, split="train", streaming=True)
-    except Exception as error:
+        rows = iter(datasets.load_dataset(repository, config or None, split="train", streaming=True))
+        while (row := next(rows, None)) is not None:
+            number += 1
+            yield example_of(row, f"hub:{name}, row {number}", {"source": f"hub:{name}", "line": number})
+    except ShoalError:
+        raise
+    except Exception as error:  # the package raises many kinds, from the network's to its own
         raise ShoalError(
-            f"the hub data set {name} cannot be opened: {error}",
+            f"the hub data set {name} cannot be read after row {number}: {error}",
             hint="Check the name and the connection (HF_HUB_OFFLINE must not be set); hub:OWNER/NAME:CONFIG names one.",
         ) from error
-    for number, row in enumerate(rows, 1):
-        yield example_of(row, f"hub:{name}, row {number}", {"source": f"hub:{name}", "line": number})
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Example]]] = {
