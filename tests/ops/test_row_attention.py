@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from shoal.ops import row_attention as row_attention_module
 from shoal.ops.attention import attention_reference
 from shoal.ops.row_attention import first_keys, row_attention, suits
 
@@ -18,16 +19,20 @@ def value_and_gradients(out: Tensor, parts: list[Tensor]) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), parts)]
 
 
+@pytest.mark.parametrize("piece", [1, 2**19], ids=["row by row", "together"])
 @pytest.mark.parametrize("length", [1, 64, 65, 150])
-def test_causal_equals_reference(length: int) -> None:
+def test_causal_equals_reference(length: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_attention_module, "_PIECE_NUMBERS", piece)
     parts = example(length)
     expected = value_and_gradients(attention_reference(*parts, 0.3, causal=True), parts)
     for found, wanted in zip(value_and_gradients(row_attention(*parts, 0.3), parts), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("piece", [1, 2**19], ids=["row by row", "together"])
 @pytest.mark.parametrize("order", ["contiguous", "woven"])
-def test_documents_equal_reference(order: str) -> None:
+def test_documents_equal_reference(order: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_attention_module, "_PIECE_NUMBERS", piece)
     parts = example(150)
     position = torch.arange(150)
     documents = torch.stack([position // 40, position // 90])

@@ -196,7 +196,8 @@ class ModelConfig:
         arguments = dict(_FAMILY_DEFAULTS[model_type])
         arguments |= {key: value for key, value in given.items() if key in names}
         if "n_shared_experts" in values and values["n_shared_experts"] is None:
-            arguments["n_shared_experts"] = None  # DeepSeek's own code reads null as "none", not as the default
+            # DeepSeek's own code reads null as "none", not as the default.
+            arguments["n_shared_experts"] = None
         if "num_nextn_predict_layers" not in given and "num_mtp_layers" in given:
             arguments["num_nextn_predict_layers"] = given["num_mtp_layers"]
         arguments["rope_theta"], arguments["rope_scaling"] = _read_rope(given)

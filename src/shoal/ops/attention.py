@@ -97,12 +97,17 @@ def mla_expanded_reference(
 def expand_latent(
     q_nope_BLNH: Tensor, q_rope_BLNP: Tensor, latent_BSC: Tensor, k_rope_BSP: Tensor, kv_b_weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(queries, keys, values) of every head: one matrix product makes all keys and values from the latent."""
+    """(queries, keys, values) of every head: one matrix product makes all keys and values from the latent.
+
+    Queries and keys come as views of [B, N, L, H]: kernels want a head's positions side by side, and joining the two
+    parts of a head copies them anyway.
+    """
     heads, nope_dim = q_nope_BLNH.shape[-2:]
-    kv = F.linear(latent_BSC, kv_b_weight).unflatten(-1, (heads, -1))
-    k_rope = k_rope_BSP[:, :, None].expand(-1, -1, heads, -1)
+    kv = F.linear(latent_BSC, kv_b_weight).unflatten(-1, (heads, -1)).transpose(1, 2)
+    k_rope = k_rope_BSP[:, None].expand(-1, heads, -1, -1)
     k = torch.cat([kv[..., :nope_dim], k_rope], -1)
-    return torch.cat([q_nope_BLNH, q_rope_BLNP], -1), k, kv[..., nope_dim:]
+    q = torch.cat([q_nope_BLNH.transpose(1, 2), q_rope_BLNP.transpose(1, 2)], -1)
+    return q.transpose(1, 2), k.transpose(1, 2), kv[..., nope_dim:].transpose(1, 2)
 
 
 def mla_expanded(
