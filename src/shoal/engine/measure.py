@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shoal.engine.open import NUMBER_BYTES
 from shoal.engine.types import Delta, Finished, Request, SamplingParams
 from shoal.errors import ShoalError
 from shoal.model import counts
@@ -14,8 +15,6 @@ from shoal.ops.probe import Probe
 if TYPE_CHECKING:
     from shoal.engine.handle import Handle
     from shoal.engine.open import OpenedModel
-
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def decode_limit(opened: OpenedModel, probe: Probe, streams: int, context: int) 
     A step reads the active matrices once (with more streams a mixture of experts reads more, so that the limit is
     generous) and every stream's cache.
     """
-    config, itemsize = opened.config, _BYTES[opened.dtype]
+    config, itemsize = opened.config, NUMBER_BYTES[opened.dtype]
     step_bytes = counts.matrices_active(config) * itemsize
     step_bytes += streams * int(counts.kv_bytes_per_token(config, itemsize)) * context
     memory = streams * probe.read_bytes_per_second / step_bytes

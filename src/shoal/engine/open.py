@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from shoal.model.checkpoint import load
 from shoal.model.checkpoint.load import SideFiles
 from shoal.model.config import ModelConfig
 
-DTYPES = ("float32", "bfloat16", "float16")
+NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""The dtypes a model can be computed in, and the bytes of a number."""
 _CACHE_SHARE = 0.25  # of the memory that is free when the model is opened
 
 
@@ -62,12 +62,10 @@ def open_model(
     cache_bytes: memory for the cache of all requests; default a quarter of what is free. Untouched parts cost nothing.
     progress: called with (bytes done, bytes in all) while the weights are read.
     """
-    import torch
+    from shoal.engine import torch_runner
 
-    from shoal.engine.torch_runner import TorchRunner
-
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}", hint=f"One of {', '.join(DTYPES)}.")
+    if dtype is not None and dtype not in NUMBER_BYTES:
+        raise UsageError(f"unknown dtype {dtype!r}", hint=f"One of {', '.join(NUMBER_BYTES)}.")
     path = load.resolve(spec)
     entry = registry.find(spec) if isinstance(spec, str) else None
     name = entry.name if entry else path.stem if path.is_file() else path.name
@@ -78,12 +76,11 @@ def open_model(
         tokenizer = load_tokenizer(path)
     config = load.read_config(path)
     protocol = protocol_for(tokenizer, model_type=config.model_type, chat_template=side_files.chat_template)
-    chosen = dtype or _fastest_dtype(device)
-    network = load.load_network(path, dtype=getattr(torch, chosen), device=device, progress=progress)
-    positions, limit = _cache_positions(
-        config, getattr(torch, chosen).itemsize, device, context, max_num_seqs, cache_bytes
-    )
-    runner = TorchRunner(network, cache_positions=positions)
+    chosen = dtype or torch_runner.fastest_dtype(device)
+    network = torch_runner.load(path, dtype=chosen, device=device, progress=progress)
+    room = cache_bytes or int(torch_runner.free_bytes(device) * _CACHE_SHARE)
+    positions, limit = _cache_positions(config, room, NUMBER_BYTES[chosen], context, max_num_seqs)
+    runner = torch_runner.TorchRunner(network, cache_positions=positions)
     ends = dict.fromkeys([*protocol.stop_ids, *tokenizer.eos_ids, *config.eos_token_ids])
     return OpenedModel(
         name=name,
@@ -101,31 +98,15 @@ def open_model(
     )
 
 
-def _fastest_dtype(device: str) -> str:
-    import torch
-
-    if device == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability().upper():
-        if os.uname().machine in ("x86_64", "AMD64"):
-            return "float32"  # x86 without AVX-512 has no bf16 units: a product is then 100 times slower
-    from shoal.ops.probe import probe
-
-    return probe(device).best_dtype
-
-
 def _cache_positions(
-    config: ModelConfig,
-    itemsize: int,
-    device: str,
-    context: int | None,
-    max_num_seqs: int,
-    cache_bytes: int | None,
+    config: ModelConfig, room_bytes: int, number_bytes: int, context: int | None, max_num_seqs: int
 ) -> tuple[int, int]:
     """(positions of the cache, the longest sequence)."""
     limit = min(context or config.max_position_embeddings, config.max_position_embeddings)
     if limit < 1:
         raise UsageError(f"a context of {limit} tokens holds nothing")
-    per_token = max(1, int(counts.kv_bytes_per_token(config, itemsize)))
-    affordable = (cache_bytes or int(_free_bytes(device) * _CACHE_SHARE)) // per_token // 32 * 32
+    per_token = max(1, int(counts.kv_bytes_per_token(config, number_bytes)))
+    affordable = room_bytes // per_token // 32 * 32
     if affordable < 32:
         raise ShoalError(
             f"there is no memory for the cache: {per_token} bytes per token are needed",
@@ -133,23 +114,6 @@ def _cache_positions(
         )
     wanted = -(-limit // 32) * 32 * max_num_seqs
     return min(wanted, affordable), min(limit, affordable)
-
-
-def _free_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
-        return 4 * 2**30
 
 
 def _defaults(generation: dict[str, Any]) -> SamplingParams:

@@ -11,8 +11,11 @@ one by one, MLA in whichever of its two forms costs less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +25,12 @@ from torch import Tensor
 
 from shoal.engine.runner import Chunk, RunnerOutput
 from shoal.errors import ShoalError
+from shoal.model.checkpoint.load import load_network
 from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
 from shoal.model.transformer import CausalLM
 from shoal.ops.attention import attention, mla_absorbed_cached, mla_expanded
+from shoal.ops.probe import probe
 
 _COPY_BELOW = (
     2048  # cache rows of one padded call for all decoding sequences; above, each attends where its rows lie
@@ -290,6 +295,37 @@ class TorchRunner:
 
     def close(self) -> None:
         del self.cache, self.network
+
+
+def load(
+    path: Path, *, dtype: str, device: str, progress: Callable[[int, int], None] | None = None
+) -> CausalLM:
+    """The network of a checkpoint, computed in `dtype` (a name: "float32", "bfloat16", "float16") on `device`."""
+    return load_network(path, dtype=getattr(torch, dtype), device=device, progress=progress)
+
+
+def fastest_dtype(device: str) -> str:
+    """float32 or bfloat16, by measurement (about a second, cached)."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if device == "cpu" and x86 and "AVX512" not in torch.backends.cpu.get_cpu_capability().upper():
+        return "float32"  # no bf16 units without AVX-512: nothing to measure
+    return probe(device).best_dtype
+
+
+def free_bytes(device: str) -> int:
+    """Memory that is free on a device now; a careful guess where the system does not say."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError, AttributeError):  # Windows has no sysconf
+        return 4 * 2**30
 
 
 def absorbed_is_cheaper(length: int, cached: int, *, nope: int, rope: int, value: int, latent: int) -> bool:
