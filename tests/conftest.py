@@ -45,5 +45,13 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise AssertionError(f"a test tried to reach {address}")
         connect(self, address)
 
+    connect_ex = socket.socket.connect_ex
+
+    def guarded_ex(self: socket.socket, address: Any) -> int:
+        if not _is_local(address):
+            raise AssertionError(f"a test tried to reach {address}")
+        return connect_ex(self, address)
+
     monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded_ex)
     yield

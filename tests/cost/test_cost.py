@@ -14,6 +14,7 @@ from shoal.cost.energy import Estimate, Rapl, energy_meter
 from shoal.cost.meter import Meter, answer_cost, price_of
 from shoal.cost.receipt import Receipt, summary
 from shoal.errors import ShoalError
+from shoal.ops import probe as probing
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,22 @@ def test_meter_leaves_out_what_is_stopped_and_goes_on_after_resume() -> None:
     assert bill.utilisation == pytest.approx(3.0 / (stopped * 1e9))
 
 
+def test_utilisation_is_of_all_processes_and_doubted_above_one() -> None:
+    """C95: two ranks share the work of two peaks; more than 100% is flagged, not shown as a feat."""
+    two = receipt(flops=10e9, seconds=10.0, processes=2, peak_flops_per_second=1e9)
+    assert two.utilisation == pytest.approx(0.5) and "bench probe" not in summary(two)
+    assert "bench probe" in summary(dataclasses.replace(two, flops=30e9))
+
+
+def test_energy_counts_every_process() -> None:
+    one, two = (
+        Meter("train", seconds_before=5.0, joules_before=7.0),
+        Meter("train", processes=2, joules_before=7.0),
+    )
+    if one.receipt().energy_source == "estimated":
+        assert one.joules == 7.0 and two.joules == 14.0
+
+
 def test_receipts_chain_and_survive_json() -> None:
     chained = receipt(usd=2.0, joules=4.0, parent=receipt(kind="pretrain", usd=1.0, joules=1.0))
     again = Receipt.from_dict(json.loads(json.dumps(chained.to_dict())))
@@ -128,3 +145,9 @@ def test_answer_cost_is_watts_times_busy_seconds() -> None:
     entry = hardware.catalogue().find("anything")
     assert entry is not None and cost["joules"] == pytest.approx(entry.watts * 2 * 3600)
     assert cost["usd"] == pytest.approx(cost["joules"] / 3.6e6 * hardware.catalogue().usd_per_kwh)
+    assert cost["device"] and cost["utilisation"] is None  # nothing was measured in this home yet
+
+
+def test_an_answer_is_held_against_a_peak_that_was_measured_before() -> None:
+    peak = max(probing.probe().gemm_flops_per_second.values())
+    assert answer_cost(2.0, peak, 1)["utilisation"] == pytest.approx(0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import traceback
@@ -42,7 +41,9 @@ def _options(
 
 app.command("chat")(chat.command)
 app.command("serve")(serve.command)
-app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.command)
+app.command("train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    train.command
+)
 app.command("convert")(convert.command)
 app.command("info")(info.command)
 app.command("bench")(bench.command)
@@ -61,9 +62,12 @@ def run() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that the last flush has somewhere to go
         sys.exit(0)
     except Exception:
         traceback.print_exc()

@@ -96,9 +96,12 @@ class Meter:
         if self._energy.source == "estimated":
             if self._entry is None:
                 return None
-            if self._entry.kind == "gpu":  # no counter to read: the board's power for the whole time
-                return self._entry.watts * self.seconds
-        return self._joules()
+            if self._entry.kind == "gpu":  # no counter to read: the boards' power for the whole time
+                return self._entry.watts * self.seconds * self.processes
+            return self._joules() * self.processes  # this rank's busy seconds stand for those of its like
+        return self._joules() * (
+            self.processes if self._energy.source == "nvml" else 1
+        )  # RAPL sees the package
 
     @property
     def usd(self) -> float | None:
@@ -155,13 +158,18 @@ def answer_cost(
     `seconds` is the answer's share of the engine's working time, `cores` how many cores it kept busy. Always
     an estimate (a meter of the whole package cannot be split between requests), and marked so.
     """
+    from shoal.ops import probe
+
     entry = _entry(device)
     joules = None if entry is None else entry.watts * seconds * (cores if entry.kind == "cpu" else 1.0)
     price = price_of(entry, seconds, joules)
+    peak = probe.cached_peak(device)
     return {
+        "device": probe.device_name(device),
         "seconds": seconds,
         "tokens": tokens,
         "flops": flops,
+        "utilisation": flops / (seconds * peak) if peak and seconds > 0 else None,
         "joules": joules,
         "energy_source": "estimated",
         "usd": price.usd,

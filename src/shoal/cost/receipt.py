@@ -40,10 +40,10 @@ class Receipt:
 
     @property
     def utilisation(self) -> float | None:
-        """FLOPs done over FLOPs possible at the measured peak (MFU), None without a peak."""
+        """FLOPs done over FLOPs possible at the measured peak of all processes (MFU), None without a peak."""
         if not self.peak_flops_per_second or self.seconds <= 0:
             return None
-        return self.flops / (self.seconds * self.peak_flops_per_second)
+        return self.flops / (self.seconds * self.peak_flops_per_second * max(self.processes, 1))
 
     def chain(self) -> list[Receipt]:
         """This receipt and those it builds on, newest first."""
@@ -91,7 +91,8 @@ def summary(receipt: Receipt) -> str:
     parts = [f"{_seconds(receipt.seconds)} on {receipt.device}", f"{_count(receipt.tokens)} tokens"]
     parts.append(f"{_count(receipt.flops)}FLOP")
     if receipt.utilisation is not None:
-        parts.append(f"{receipt.utilisation:.0%} of the measured peak")
+        doubt = ": the peak is out of date, run `shoal bench probe`" if receipt.utilisation > 1 else ""
+        parts.append(f"{receipt.utilisation:.0%} of the measured peak{doubt}")
     if receipt.joules is not None:
         parts.append(f"{receipt.joules / 3.6e6:.3g} kWh ({receipt.energy_source})")
     parts.append("price unknown" if receipt.usd is None else f"${receipt.usd:.3g} ({receipt.price_basis})")

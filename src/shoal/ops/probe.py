@@ -118,6 +118,23 @@ def measure(device: str = "cpu") -> Probe:
     )
 
 
+def cached_peak(device: str = "cpu") -> float | None:
+    """The best product rate (FLOP/s) that an earlier probe of this device left in the cache; None if none did.
+
+    Never measures, so that an answer's receipt costs nothing.
+    """
+    try:
+        cache = json.loads((shoal_home() / "probe.json").read_text())
+        rates = [
+            max(entry["gemm_flops_per_second"].values())
+            for key, entry in cache.items()
+            if key.startswith(f"{device_name(device)} | ")
+        ]
+        return max(rates, default=None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def probe(device: str = "cpu", *, fresh: bool = False) -> Probe:
     """The cached measurement of this device, thread count and torch version (in `$SHOAL_HOME/probe.json`).
 
