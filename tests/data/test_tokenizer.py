@@ -298,6 +298,20 @@ def test_unused_gguf_ids_and_forgotten_control_marks(nano: Tokenizer) -> None:
     assert forgotten not in tokenizer.encode("a <|forgotten|> b")
 
 
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])
+def test_no_merge_and_no_whole_piece_makes_a_control_token(nano: Tokenizer, pre: str) -> None:
+    """C17: a control token that its vocabulary reaches by a merge, or (llama-bpe) takes as a whole piece."""
+    metadata = nano.to_gguf()
+    metadata["tokenizer.ggml.pre"] = pre
+    index = metadata["tokenizer.ggml.tokens"].index("<｜User｜>")
+    metadata["tokenizer.ggml.tokens"][index] = "zq"
+    metadata["tokenizer.ggml.token_type"][index] = 3
+    metadata["tokenizer.ggml.merges"] = ["z q", *metadata["tokenizer.ggml.merges"]]
+    tokenizer = tokenizer_from_gguf(metadata)
+    assert tokenizer.encode("zq", special=True) == [index]
+    assert [tokenizer.token_bytes(i) for i in tokenizer.encode("zq")] == [b"z", b"q"]
+
+
 def test_ordinary_added_tokens_stay_text(nano: Tokenizer, tmp_path: Path) -> None:
     """Letters that a vocabulary grew by (as DeepSeek LLM's) are no markup and keep their ids in people's text."""
     nano.save(tmp_path)
