@@ -68,10 +68,10 @@ LINES = "\n\n".join(f"Line {i} of a long answer." for i in range(200))
 
 
 def build_reciter(folder: Path, content: str, thoughts: str = "") -> Path:
-    """A Llama checkpoint that says `content` whatever the question is; after `thoughts`, if it has any and is asked.
+    """A Qwen3 checkpoint that says `content` whatever the question is; after `thoughts`, if it has any and is asked.
 
     Attention and MLP write zeros, so a token's hidden state is its own random direction, and the head maps it to the
-    next token of the text. No token occurs twice: pieces grow from five bytes until they are new.
+    next token of the text. No token occurs twice: pieces grow from eight bytes until they are new.
     """
     from safetensors.numpy import save_file
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -87,7 +87,7 @@ def build_reciter(folder: Path, content: str, thoughts: str = "") -> Path:
     def pieces(text: str) -> list[int]:
         data, start, cuts = text.encode(), 0, [0]
         while start < len(data):
-            end = min(start + 5, len(data))
+            end = min(start + 8, len(data))
             while spelt(data[start:end]) in vocab and end < len(data):
                 end += 1
             if spelt(data[start:end]) in vocab:  # the rest is no news: it joins the piece before
@@ -119,8 +119,8 @@ def build_reciter(folder: Path, content: str, thoughts: str = "") -> Path:
     names = {"bos_token": specials[0], "eos_token": specials[1], "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
     config = {
-        "model_type": "llama", "vocab_size": size, "hidden_size": width, "intermediate_size": 64,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "model_type": "qwen3", "vocab_size": size, "hidden_size": width, "intermediate_size": 64,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 64, "num_key_value_heads": 2,
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False, "bos_token_id": bos, "eos_token_id": eos,
     }  # fmt: skip
@@ -130,6 +130,7 @@ def build_reciter(folder: Path, content: str, thoughts: str = "") -> Path:
     shapes |= {"mlp.gate_proj": (64, width), "mlp.up_proj": (64, width), "mlp.down_proj": (width, 64)}
     tensors = {f"{layer}{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
     tensors |= {f"{layer}{name}.weight": ones for name in ("input_layernorm", "post_attention_layernorm")}
+    tensors |= {f"{layer}self_attn.{name}_norm.weight": np.ones(64, np.float32) for name in "qk"}
     tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": head, "model.norm.weight": ones}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

@@ -1,6 +1,6 @@
 // @ts-check
 // The page as a whole: header, thread, composer; and what happens when it opens.
-import { html, Icon, render, useEffect, useRef, useState } from "./lib.js";
+import { html, render, useEffect, useRef, useState } from "./lib.js";
 import { call, errorWords } from "./api.js";
 import { openChat, send, stop } from "./chat.js";
 import { Composer } from "./composer.js";
@@ -10,9 +10,10 @@ import { language, languageOf, preferredLanguage, setLanguage, t } from "./i18n.
 import { listenToKeys } from "./keys.js";
 import { MessageView } from "./message.js";
 import { examples, loadModel, readState, words } from "./models.js";
+import { IconButton, Notice } from "./parts.js";
 import { LoadProgress } from "./picker.js";
 import { Follower } from "./scroll.js";
-import { Sidebar, focusSearch, show, toggleSidebar } from "./sidebar.js";
+import { NewChat, Sidebar, focusSearch, show, toggleSidebar } from "./sidebar.js";
 import { changed, isRunning, model, onPaint, runningMessage, state } from "./store.js";
 import { pathTo, siblings } from "./tree.js";
 
@@ -21,22 +22,25 @@ import { pathTo, siblings } from "./tree.js";
 /** A new chat: who answers, what it can do, and three questions it really answers. */
 function Empty() {
   const chosen = model();
-  if (state.ready && !chosen) {
-    return html`<div class="empty"><img src="static/mark.svg" alt="" width="72" height="72" /><h1>${t("empty.noModel")}</h1><p>${state.moreModelsHint}</p></div>`;
-  }
-  return html`<div class="empty"><img src="static/mark.svg" alt="" width="72" height="72" /><h1>${chosen?.name ?? ""}</h1>
-    <p lang=${languageOf(words(chosen?.description))}>${words(chosen?.description)}</p>
-    <ul>${examples(chosen).slice(0, 3).map((question) => html`<li><button type="button" onClick=${() => send(question)}>${question}</button></li>`)}</ul></div>`;
+  const about = chosen ? words(chosen.description) : state.moreModelsHint;
+  const ask = (/** @type {string} */ question) =>
+    html`<li><button type="button" onClick=${() => send(question)}>${question}</button></li>`;
+  return html`<div class="empty">
+    <img src="static/mark.svg" alt="" width="72" height="72" />
+    <h1>${chosen?.name ?? t("empty.noModel")}</h1>
+    <p lang=${languageOf(about)}>${about}</p>
+    <ul>${examples(chosen).slice(0, 3).map(ask)}</ul>
+  </div>`;
 }
 
-/** The page could not start: the server is away, or it wants a key (which becomes a cookie that scripts cannot read). */
+/** The page could not start: the server is away, or wants a key, which becomes a cookie that scripts cannot read. */
 function StartError() {
   const [key, setKey] = useState("");
   const error = state.startError;
   if (!error) return null;
-  const notice = html`<div class="notice error" role="alert"><${Icon} name="circle-alert" /><div>${error.message}${error.hint && html`<p>${error.hint}</p>`}</div>
-    ${!error.needsKey && html`<button type="button" class="button" onClick=${start}>${t("action.retry")}</button>`}</div>`;
-  if (!error.needsKey) return notice;
+  if (!error.needsKey) {
+    return html`<${Notice} error words=${error.message} hint=${error.hint} action=${t("action.retry")} onAction=${start} />`;
+  }
   /** @param {Event} event */
   const submit = async (event) => {
     event.preventDefault();
@@ -48,19 +52,26 @@ function StartError() {
       changed();
     }
   };
-  return html`<form class="key" onSubmit=${submit}>${notice}<label>${t("key.label")}
-    <input type="password" autocomplete="current-password" value=${key} onInput=${(/** @type {any} */ event) => setKey(event.target.value)} /></label>
-    <button class="button primary" disabled=${!key}>${t("key.open")}</button></form>`;
+  /** @param {any} event */
+  const onInput = (event) => setKey(event.target.value);
+  return html`<form class="key" onSubmit=${submit}>
+    <${Notice} error words=${error.message} hint=${error.hint} />
+    <label>${t("key.label")}<input type="password" autocomplete="current-password" value=${key} onInput=${onInput} /></label>
+    <button class="button primary" disabled=${!key}>${t("key.open")}</button>
+  </form>`;
 }
 
 /** A question that did not get through. */
 function Failure() {
-  const { failure } = state;
-  return failure && html`<div class="notice error" role="alert"><${Icon} name="circle-alert" /><div>${failure.message}${failure.hint && html`<p>${failure.hint}</p>`}</div>
-    <button type="button" class="button" onClick=${failure.retry}>${t("action.retry")}</button></div>`;
+  const failed = state.failure;
+  if (!failed) return null;
+  return html`<${Notice} error words=${failed.message} hint=${failed.hint} action=${t("action.retry")} onAction=${failed.retry} />`;
 }
 
-/** Questions with their answers, so that the last pair can hold the room for what is to come. @param {Message[]} path */
+/**
+ * Questions with their answers, so that the last pair can hold the room for what is to come.
+ * @param {Message[]} path
+ */
 function turnsOf(path) {
   /** @type {Message[][]} */
   const turns = [];
@@ -78,20 +89,33 @@ function Thread({ onToggle }) {
   const busy = Boolean(runningMessage());
   const second = Math.floor(Date.now() / 1_000);
   const turns = turnsOf(pathTo(chat.messages, chat.leaf));
-  return html`${turns.map((turn, index) => html`<section key=${turn[0].id} class=${index === turns.length - 1 ? "turn last" : "turn"}>
+  return html`${turns.map(
+    (turn, index) => html`<section key=${turn[0].id} class=${index === turns.length - 1 ? "turn last" : "turn"}>
     ${turn.map((message) => {
       const versions = siblings(chat.messages, message);
-      return html`<${MessageView} key=${message.id} message=${message} revision=${message.revision} versions=${versions} count=${versions.length}
-        busy=${busy} editing=${state.editing === message.id} tick=${isRunning(message) ? second : 0} language=${language} onToggle=${onToggle} />`;
-    })}${index === turns.length - 1 && html`<${Failure} />`}</section>`)}`;
+      return html`<${MessageView}
+        key=${message.id}
+        message=${message}
+        revision=${message.revision}
+        versions=${versions}
+        count=${versions.length}
+        busy=${busy}
+        editing=${state.editing === message.id}
+        tick=${isRunning(message) ? second : 0}
+        language=${language}
+        onToggle=${onToggle}
+      />`;
+    })}${index === turns.length - 1 && html`<${Failure} />`}</section>`,
+  )}`;
 }
 
 function Header() {
   const title = state.chat?.title ?? "";
+  const open = () => toggleSidebar(true);
   return html`<header class="head">
-    ${!state.sidebar && html`<button type="button" class="quiet" aria-label=${t("action.showSidebar")} title=${`${t("action.showSidebar")} (Ctrl+B)`} onClick=${() => toggleSidebar(true)}><${Icon} name="panel-left" /></button>`}
+    ${!state.sidebar && html`<${IconButton} icon="panel-left" name=${t("action.showSidebar")} keys="Ctrl+B" onClick=${open} />`}
     <h1 lang=${languageOf(title)}>${title}</h1>
-    ${!state.sidebar && html`<button type="button" class="quiet" aria-label=${t("action.newChat")} title=${`${t("action.newChat")} (Ctrl+Shift+O)`} onClick=${() => show(null)}><${Icon} name="square-pen" /></button>`}
+    ${!state.sidebar && html`<${NewChat} />`}
   </header>`;
 }
 
@@ -101,30 +125,46 @@ function Main() {
   const follower = useRef(/** @type {Follower | null} */ (null));
   const [away, setAway] = useState(false);
   useEffect(() => {
-    const made = new Follower(/** @type {HTMLElement} */ (box.current), /** @type {HTMLElement} */ (content.current), () =>
-      setAway(!made.following && made.distance() > 80));
+    const made = new Follower(
+      /** @type {HTMLElement} */ (box.current),
+      /** @type {HTMLElement} */ (content.current),
+      () => setAway(!made.following && made.distance() > 80),
+    );
     follower.current = made;
   }, []);
   useEffect(() => follower.current?.toEnd(), [state.toEnd]);
-  return html`<main class="main"><${Header} />
+  const toEnd = () => follower.current?.toEnd();
+  const thread = html`<${Thread} onToggle=${() => follower.current?.release()} />`;
+  return html`<main class="main">
+    <${Header} />
     ${!state.online && html`<p class="offline" role="status">${t("error.offline")}</p>`}
-    <div class="scroll" ref=${box} tabindex="-1"><div class="column" ref=${content}>
-      ${state.startError ? html`<${StartError} />` : state.ready && html`<${Thread} onToggle=${() => follower.current?.release()} />`}
-    </div></div>
-    <div class="dock">${away && html`<button type="button" class="round jump" aria-label=${t("action.toEnd")} title=${t("action.toEnd")} onClick=${() => follower.current?.toEnd()}><${Icon} name="arrow-down" /></button>`}
-      <${LoadProgress} /><${Composer} /><p class="small">${t("composer.note")}</p></div>
+    <div class="scroll" ref=${box} tabindex="-1">
+      <div class="column" ref=${content}>${state.startError ? html`<${StartError} />` : state.ready && thread}</div>
+    </div>
+    <div class="dock">
+      ${away && html`<${IconButton} kind="round jump" icon="arrow-down" name=${t("action.toEnd")} onClick=${toEnd} />`}
+      <${LoadProgress} /><${Composer} />
+      <p class="small">${t("composer.note")}</p>
+    </div>
   </main>`;
 }
 
 function Toast() {
   const { toast } = state;
-  return toast && html`<div class="toast" role="status"><span>${toast.text}</span><button type="button" class="button" onClick=${toast.run}>${toast.action}</button></div>`;
+  if (!toast) return null;
+  return html`<div class="toast" role="status">
+    <span>${toast.text}</span><button type="button" class="button" onClick=${toast.run}>${toast.action}</button>
+  </div>`;
 }
 
 function App() {
+  const close = () => toggleSidebar(false);
   return html`<div class=${state.sidebar ? "app with-sidebar" : "app"}>
-    <${Sidebar} /><button type="button" class="veil" tabindex="-1" aria-label=${t("action.hideSidebar")} onClick=${() => toggleSidebar(false)}></button>
-    <${Main} /><${Toast} /><${Dialogs} /><div class="unseen" role="status" aria-live="polite">${state.announcement}</div></div>`;
+    <${Sidebar} />
+    <button type="button" class="veil" tabindex="-1" aria-label=${t("action.hideSidebar")} onClick=${close}></button>
+    <${Main} /><${Toast} /><${Dialogs} />
+    <div class="unseen" role="status" aria-live="polite">${state.announcement}</div>
+  </div>`;
 }
 
 function draw() {
@@ -154,7 +194,10 @@ listenToKeys({
     else if (state.sidebar && matchMedia("(max-width: 767px)").matches) toggleSidebar(false);
   },
 });
-addEventListener("hashchange", () => location.hash.slice(1) !== (state.chat?.id ?? "") && openChat(location.hash.slice(1) || null));
+addEventListener(
+  "hashchange",
+  () => location.hash.slice(1) !== (state.chat?.id ?? "") && openChat(location.hash.slice(1) || null),
+);
 setInterval(() => runningMessage() && changed(), 1_000); // the clocks of what runs
 draw();
 start();

@@ -1,12 +1,24 @@
 // @ts-check
 // Tokens to preact nodes. Text is text everywhere: raw HTML in an answer is shown, never run (innerHTML: lib.js only).
-import { html, Icon, loadHighlighter, memo, useLayoutEffect, useMemo, useRef, useState } from "./lib.js";
+import { html, loadHighlighter, memo, useLayoutEffect, useMemo, useRef } from "./lib.js";
 import { languageOf, t } from "./i18n.js";
 import { BlockReader } from "./markdown.js";
+import { CopyButton } from "./parts.js";
 
 /** @typedef {import("./markdown.js").Token} Token */
 
-const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", copy: "©", hellip: "…", mdash: "—", ndash: "–" };
+const ENTITIES = {
+  amp: "&",
+  lt: "<",
+  gt: ">",
+  quot: '"',
+  apos: "'",
+  nbsp: "\u00a0",
+  copy: "©",
+  hellip: "…",
+  mdash: "—",
+  ndash: "–",
+};
 const COLOUR_AT_MOST = 50_000;
 
 /** @param {string} text with character references, as markdown allows them */
@@ -28,7 +40,10 @@ function safeAddress(href) {
   }
 }
 
-/** @param {string} href @param {any} inside @param {string} label what the reader sees, to tell whether it names the host */
+/**
+ * A link, and where it leads unless its text says so.
+ * @param {string} href @param {any} inside @param {string} label `inside` as a text
+ */
 function link(href, inside, label) {
   const address = safeAddress(href);
   if (!address) return html`<span title=${href}>${inside}</span>`;
@@ -42,17 +57,28 @@ function link(href, inside, label) {
 function inline(tokens) {
   return (tokens ?? []).map((token) => {
     switch (token.type) {
-      case "strong": return html`<strong>${inline(token.tokens)}</strong>`;
-      case "em": return html`<em>${inline(token.tokens)}</em>`;
-      case "del": return html`<del>${inline(token.tokens)}</del>`;
-      case "codespan": return html`<code>${token.text}</code>`;
-      case "br": return html`<br />`;
-      case "link": return link(token.href, inline(token.tokens), token.text);
-      case "image": return link(token.href, [t("answer.image", { name: decoded(token.text) || token.href })], "");
-      case "formula": return html`<span class=${token.display ? "formula display" : "formula"}>${token.text}</span>`;
-      case "text": return token.tokens ? inline(token.tokens) : decoded(token.text);
-      case "escape": return token.text;
-      default: return token.raw; // html among them
+      case "strong":
+        return html`<strong>${inline(token.tokens)}</strong>`;
+      case "em":
+        return html`<em>${inline(token.tokens)}</em>`;
+      case "del":
+        return html`<del>${inline(token.tokens)}</del>`;
+      case "codespan":
+        return html`<code>${token.text}</code>`;
+      case "br":
+        return html`<br />`;
+      case "link":
+        return link(token.href, inline(token.tokens), token.text);
+      case "image":
+        return link(token.href, [t("answer.image", { name: decoded(token.text) || token.href })], "");
+      case "formula":
+        return html`<span class=${token.display ? "formula display" : "formula"}>${token.text}</span>`;
+      case "text":
+        return token.tokens ? inline(token.tokens) : decoded(token.text);
+      case "escape":
+        return token.text;
+      default:
+        return token.raw; // html among them
     }
   });
 }
@@ -60,12 +86,15 @@ function inline(tokens) {
 /** @param {{token: Token}} props */
 function ListBlock({ token }) {
   const items = token.items.map((/** @type {Token} */ item) => {
-    const box = item.task && html`<input type="checkbox" disabled checked=${item.checked} aria-label=${t("answer.task")} />`;
+    const box =
+      item.task && html`<input type="checkbox" disabled checked=${item.checked} aria-label=${t("answer.task")} />`;
     return html`<li class=${item.task ? "task" : ""}>${box}${item.tokens.map((/** @type {Token} */ inner) =>
-      inner.type === "checkbox" ? null : inner.type === "text" ? inline([inner])
-        : html`<${Block} token=${inner} />`)}</li>`;
+      inner.type === "checkbox" ? null : inner.type === "text" ? inline([inner]) : html`<${Block} token=${inner} />`,
+    )}</li>`;
   });
-  return token.ordered ? html`<ol start=${token.start === "" ? 1 : token.start}>${items}</ol>` : html`<ul>${items}</ul>`;
+  return token.ordered
+    ? html`<ol start=${token.start === "" ? 1 : token.start}>${items}</ol>`
+    : html`<ul>${items}</ul>`;
 }
 
 /** @param {{token: Token}} props */
@@ -76,19 +105,6 @@ function TableBlock({ token }) {
     <thead><tr>${token.header.map((/** @type {any} */ c, /** @type {number} */ i) => cell("th", c, i))}</tr></thead>
     <tbody>${token.rows.map((/** @type {any[]} */ row) => html`<tr>${row.map((c, i) => cell("td", c, i))}</tr>`)}</tbody>
   </table></div>`;
-}
-
-/** A button that copies, and says so. @param {{text: () => string, name: string, label?: boolean}} props */
-export function CopyButton({ text, name, label = false }) {
-  const [copied, setCopied] = useState(false);
-  const copy = async () => {
-    await navigator.clipboard.writeText(text());
-    setCopied(true);
-    setTimeout(() => setCopied(false), 1_500);
-  };
-  const shown = copied ? t("action.copied") : name;
-  return html`<button type="button" class="quiet" aria-label=${shown} title=${shown} onClick=${copy}>
-    <${Icon} name=${copied ? "check" : "copy"} />${label && html`<span>${shown}</span>`}</button>`;
 }
 
 /**
@@ -108,7 +124,9 @@ function CodeBlock({ code, language, open }) {
     };
   }, [code, language, open]);
   return html`<figure class="code">
-    <figcaption><span>${language || t("answer.code")}</span><${CopyButton} text=${() => code} name=${t("action.copyCode")} label /></figcaption>
+    <figcaption>
+      <span>${language || t("answer.code")}</span><${CopyButton} text=${() => code} name=${t("action.copyCode")} label />
+    </figcaption>
     <pre tabindex="0"><code translate="no" ref=${node}></code></pre>
   </figure>`;
 }
@@ -116,17 +134,29 @@ function CodeBlock({ code, language, open }) {
 /** @param {{token: Token, open?: boolean}} props */
 function Block({ token, open = false }) {
   switch (token.type) {
-    case "heading": return html`<${`h${Math.min(token.depth + 1, 6)}`} class=${`level${token.depth}`}>${inline(token.tokens)}<//>`;
-    case "paragraph": return html`<p>${inline(token.tokens)}</p>`;
-    case "text": return html`<p>${inline([token])}</p>`;
-    case "code": return html`<${CodeBlock} code=${token.text} language=${(token.lang ?? "").split(/\s/)[0]} open=${open} />`;
-    case "list": return html`<${ListBlock} token=${token} />`;
-    case "table": return html`<${TableBlock} token=${token} />`;
-    case "blockquote": return html`<blockquote>${token.tokens.map((/** @type {Token} */ inner) => html`<${Block} token=${inner} />`)}</blockquote>`;
-    case "hr": return html`<hr />`;
-    case "formula": return html`<p class="formula display">${token.text}</p>`;
-    case "space": case "def": return null;
-    default: return html`<p class="raw">${token.raw.trim()}</p>`; // HTML among them
+    case "heading":
+      return html`<${`h${Math.min(token.depth + 1, 6)}`} class=${`level${token.depth}`}>${inline(token.tokens)}<//>`;
+    case "paragraph":
+      return html`<p>${inline(token.tokens)}</p>`;
+    case "text":
+      return html`<p>${inline([token])}</p>`;
+    case "code":
+      return html`<${CodeBlock} code=${token.text} language=${(token.lang ?? "").split(/\s/)[0]} open=${open} />`;
+    case "list":
+      return html`<${ListBlock} token=${token} />`;
+    case "table":
+      return html`<${TableBlock} token=${token} />`;
+    case "blockquote":
+      return html`<blockquote>${token.tokens.map((/** @type {Token} */ inner) => html`<${Block} token=${inner} />`)}</blockquote>`;
+    case "hr":
+      return html`<hr />`;
+    case "formula":
+      return html`<p class="formula display">${token.text}</p>`;
+    case "space":
+    case "def":
+      return null;
+    default:
+      return html`<p class="raw">${token.raw.trim()}</p>`; // HTML among them
   }
 }
 
@@ -139,9 +169,11 @@ const TopBlock = memo(Block, ["token"]);
  */
 export const Blocks = memo((/** @type {{text: string, finished: boolean}} */ { text, finished }) => {
   const reader = useMemo(() => new BlockReader(), []);
-  const tokens = reader.read(text, finished).filter(({ type }) => type !== "space" && type !== "def");
-  return html`<div class="markdown" lang=${languageOf(text)}>${tokens.map((token, index) => {
+  /** @type {Token[]} */
+  const tokens = reader.read(text, finished).filter((/** @type {Token} */ token) => token.type !== "space" && token.type !== "def");
+  const views = tokens.map((/** @type {Token} */ token, index) => {
     const open = !finished && index === tokens.length - 1 && !/\n\s*(```+|~~~+)\s*$/.test(token.raw);
     return html`<${TopBlock} key=${index} token=${token} raw=${token.raw} finished=${finished} open=${open} />`;
-  })}</div>`;
+  });
+  return html`<div class="markdown" lang=${languageOf(text)}>${views}</div>`;
 });

@@ -1,10 +1,10 @@
 // @ts-check
 // What people do in a conversation. The server writes the answer; the page only follows its events.
-import { ApiError, call, errorWords, follow } from "./api.js";
+import { ApiError, call, follow } from "./api.js";
 import { t } from "./i18n.js";
 import { listChats } from "./history.js";
 import { readState } from "./models.js";
-import { changed, isRunning, runningMessage, showToast, state, touch } from "./store.js";
+import { changed, isRunning, runningMessage, state, touch } from "./store.js";
 import { leafBelow } from "./tree.js";
 
 /** @typedef {import("./store.js").Message} Message */
@@ -38,13 +38,16 @@ export async function openChat(id) {
   try {
     const { messages, last_event: lastEvent = 0, ...chat } = await call("GET", `api/chats/${id}`);
     if (location.hash !== `#${id}`) return; // another chat was opened meanwhile
-    state.chat = { ...chat, messages: new Map(), leaf: null, lastEvent };
+    /** @type {Map<string, Message>} */
+    const known = new Map();
+    state.chat = { ...chat, messages: known, leaf: null, lastEvent };
     for (const message of messages) adopt(message);
     if (chat.model && state.models.some((model) => model.id === chat.model)) state.modelId = chat.model;
     const kept = sessionStorage.getItem(`leaf:${id}`);
-    const messageMap = /** @type {import("./store.js").Chat} */ (state.chat).messages;
-    state.chat.leaf = runningMessage()?.id ?? leafBelow(messageMap, kept && messageMap.has(kept) ? kept : null);
+    const leaf = runningMessage()?.id ?? leafBelow(known, kept && known.has(kept) ? kept : null);
+    Object.assign(state.chat ?? {}, { leaf });
     state.toEnd += 1;
+    state.online = true;
     followRunning();
   } catch (error) {
     fail(error, () => openChat(id));
@@ -72,7 +75,10 @@ function followRunning() {
   });
 }
 
-/** What a running answer is doing, as far as its fields tell. @param {Message} message @returns {import("./store.js").Live} */
+/**
+ * What a running answer is doing, as far as its fields tell.
+ * @param {Message} message @returns {import("./store.js").Live}
+ */
 function liveOf(message) {
   const since = Math.min(Date.now(), message.created_at * 1_000 || Date.now());
   if (message.status !== "writing") return { state: /** @type {"queued"} */ (message.status), since };
@@ -81,7 +87,8 @@ function liveOf(message) {
 
 /** @param {any} event one of the server's numbered events */
 function receive(event) {
-  if (event.type === "snapshot") { // the events we missed are gone; these are the texts as they stand
+  if (event.type === "snapshot") {
+    // the events we missed are gone; these are the texts as they stand
     for (const message of event.messages) state.live.set(message.id, liveOf(adopt(message)));
     return changed();
   }
@@ -95,7 +102,8 @@ function receive(event) {
     live.thinkingSince ??= Date.now();
     say("thinking", live);
   } else if (event.type === "content") {
-    if (live.thinkingSince && message.content === "") message.thinking_seconds ??= (Date.now() - live.thinkingSince) / 1_000;
+    if (live.thinkingSince && message.content === "")
+      message.thinking_seconds ??= (Date.now() - live.thinkingSince) / 1_000;
     message.content += event.text;
     say("writing", live);
   } else if (event.type === "done" || event.type === "error") {
@@ -142,15 +150,9 @@ export async function send(content, parentId = state.chat?.leaf ?? null) {
   const before = state.chat?.leaf ?? null;
   let chat = state.chat;
   try {
-    if (!chat) {
-      const title = content.trim().split("\n")[0].slice(0, 80);
-      const made = await call("POST", "api/chats", { title, model: state.modelId });
-      chat = state.chat = { ...made, title: made.title || title, messages: new Map(), leaf: null, lastEvent: 0 };
-      history.replaceState(null, "", `#${made.id}`);
-    }
-    const now = Date.now() / 1_000;
-    const waiting = { id: "sending", parent_id: parentId, role: "user", content, reasoning: "", status: "done", created_at: now };
-    chat.messages.set("sending", /** @type {Message} */ (waiting));
+    chat ??= await createChat(content);
+    const sending = { id: "sending", parent_id: parentId, role: "user", content, reasoning: "", status: "done" };
+    chat.messages.set("sending", /** @type {any} */ (sending));
     chat.leaf = "sending";
     state.toEnd += 1;
     changed();
@@ -160,14 +162,25 @@ export async function send(content, parentId = state.chat?.leaf ?? null) {
     if (state.chat !== chat) return; // the reader went on to another chat; the server answers all the same
     begin([user, assistant]);
   } catch (error) {
-    chat?.messages.delete("sending");
     if (chat) chat.leaf = before;
+    chat?.messages.delete("sending");
+    if (state.chat !== chat) return;
     restoreDraft(content);
     fail(error, () => {
       restoreDraft("");
       send(content, parentId);
     });
   }
+}
+
+/** @param {string} question its first line is the title @returns {Promise<import("./store.js").Chat>} */
+async function createChat(question) {
+  const title = question.trim().split("\n")[0].slice(0, 80);
+  const made = await call("POST", "api/chats", { title, model: state.modelId });
+  const chat = { ...made, title: made.title || title, messages: new Map(), leaf: null, lastEvent: 0 };
+  state.chat = chat;
+  history.replaceState(null, "", `#${chat.id}`);
+  return chat;
 }
 
 /** @param {Message[]} messages the last of them is the answer that now runs */
@@ -216,20 +229,4 @@ export function choose(version) {
   state.chat.leaf = leafBelow(state.chat.messages, version.id);
   sessionStorage.setItem(`leaf:${state.chat.id}`, state.chat.leaf ?? "");
   changed();
-}
-
-/** Thumbs, and a better answer in the reader's own words. @param {Message} message @param {-1 | 0 | 1} value @param {string} [edited] */
-export async function giveFeedback(message, value, edited) {
-  const before = { feedback: message.feedback, edited: message.edited };
-  Object.assign(message, { feedback: value }, edited === undefined ? {} : { edited });
-  touch(message);
-  try {
-    const body = { value, ...(edited === undefined ? {} : { edited }) };
-    await call("POST", `api/chats/${state.chat?.id}/messages/${message.id}/feedback`, body);
-  } catch (error) {
-    Object.assign(message, before);
-    touch(message);
-    const { message: words } = errorWords(error);
-    showToast(words || t("error.unreachable"), t("action.retry"), () => giveFeedback(message, value, edited));
-  }
 }

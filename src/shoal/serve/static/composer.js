@@ -4,6 +4,7 @@ import { html, Icon, useEffect, useLayoutEffect, useRef, useState } from "./lib.
 import { onRestoreDraft, send, stop } from "./chat.js";
 import { percent, t } from "./i18n.js";
 import { isComposing, sends } from "./keys.js";
+import { IconButton } from "./parts.js";
 import { ModelPicker } from "./picker.js";
 import { changed, model, runningMessage, state } from "./store.js";
 import { pathTo } from "./tree.js";
@@ -25,8 +26,10 @@ function ContextRing({ used, total }) {
   const words = t("context.used", { used, total, percent: percent(share) });
   const level = share >= 0.9 ? "full" : share >= 0.75 ? "high" : "";
   return html`<span class=${`ring ${level}`} role="img" aria-label=${words} title=${words}>
-    <svg viewBox="0 0 20 20" aria-hidden="true"><circle cx="10" cy="10" r="8" /><circle class="used" cx="10" cy="10" r="8"
-      pathLength="100" stroke-dasharray=${`${share * 100} 100`} transform="rotate(-90 10 10)" /></svg>
+    <svg viewBox="0 0 20 20" aria-hidden="true">
+      <circle cx="10" cy="10" r="8" />
+      <circle class="used" cx="10" cy="10" r="8" pathLength="100" stroke-dasharray=${`${share * 100} 100`} />
+    </svg>
     ${share >= 0.75 && html`<span>${percent(share)}</span>`}</span>`;
 }
 
@@ -85,18 +88,41 @@ export function Composer() {
     localStorage.setItem("thinking", state.thinking ? "high" : "off");
     changed();
   };
-  return html`<form class="composer" onSubmit=${(/** @type {Event} */ event) => { event.preventDefault(); submit(); }}>
-    <textarea ref=${node} id="question" rows="1" value=${text} placeholder=${t("composer.placeholder")} aria-label=${t("composer.placeholder")}
-      enterkeyhint="enter" autocomplete="off" onInput=${(/** @type {any} */ event) => write(event.target.value)} onKeyDown=${onKeyDown}></textarea>
+  /** @param {any} event */
+  const onInput = (event) => write(event.target.value);
+  /** @param {Event} event */
+  const onSubmit = (event) => {
+    event.preventDefault();
+    submit();
+  };
+  const think = html`<button
+    type="button"
+    class="chip"
+    aria-pressed=${state.thinking}
+    title=${t("composer.thinkHint")}
+    onClick=${toggleThinking}
+  >
+    <${Icon} name="brain" /><span>${t("composer.think")}</span>
+  </button>`;
+  const round = running
+    ? html`<${IconButton} kind="round stop" icon="square" name=${t("action.stop")} keys="Esc" onClick=${stop} />`
+    : html`<${IconButton} kind="round" type="submit" icon="arrow-up" name=${t("action.send")} disabled=${!text.trim()} />`;
+  return html`<form class="composer" onSubmit=${onSubmit}>
+    <textarea
+      ref=${node}
+      id="question"
+      rows="1"
+      value=${text}
+      placeholder=${t("composer.placeholder")}
+      aria-label=${t("composer.placeholder")}
+      enterkeyhint="enter"
+      autocomplete="off"
+      onInput=${onInput}
+      onKeyDown=${onKeyDown}
+    ></textarea>
     <div class="tools">
-      <${ModelPicker} />
-      ${thinks && html`<button type="button" class="chip" aria-pressed=${state.thinking} title=${t("composer.thinkHint")} onClick=${toggleThinking}>
-        <${Icon} name="brain" /><span>${t("composer.think")}</span></button>`}
-      <span class="space"></span>
-      ${context && html`<${ContextRing} ...${context} />`}
-      ${running
-        ? html`<button type="button" class="round stop" key="round" aria-label=${t("action.stop")} title=${t("action.stop")} onClick=${stop}><${Icon} name="square" /></button>`
-        : html`<button type="submit" class="round" key="round" disabled=${!text.trim()} aria-label=${t("action.send")} title=${t("action.send")}><${Icon} name="arrow-up" /></button>`}
+      <${ModelPicker} />${thinks && think}<span class="space"></span>
+      ${context && html`<${ContextRing} ...${context} />`} ${round}
     </div>
   </form>`;
 }

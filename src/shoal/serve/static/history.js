@@ -9,11 +9,18 @@ import { changed, showToast, state } from "./store.js";
 const PAGE = 40;
 let latest = 0;
 
-/** Read the newest chats (those that match state.query), or the page after the last one shown. @param {boolean} [more] */
+/**
+ * Read the newest chats (those that match state.query), or the page after the last one shown.
+ * @param {boolean} [more]
+ */
 export async function listChats(more = false) {
   const turn = ++latest;
   const before = more ? String(state.chats[state.chats.length - 1]?.updated_at ?? "") : "";
-  const wanted = new URLSearchParams({ limit: String(PAGE), ...(state.query ? { q: state.query } : {}), ...(before ? { before } : {}) });
+  const wanted = new URLSearchParams({
+    limit: String(PAGE),
+    ...(state.query ? { q: state.query } : {}),
+    ...(before ? { before } : {}),
+  });
   try {
     const { chats } = await call("GET", `api/chats?${wanted}`);
     if (turn !== latest) return; // a later search has been asked

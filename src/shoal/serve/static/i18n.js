@@ -66,7 +66,12 @@ export function compact(value) {
 
 /** @param {number} value @param {string} [currency] */
 export function money(value, currency = "USD") {
-  const form = { style: /** @type {const} */ ("currency"), currency, currencyDisplay: /** @type {const} */ ("narrowSymbol"), maximumSignificantDigits: 2 };
+  const form = {
+    style: /** @type {const} */ ("currency"),
+    currency,
+    currencyDisplay: /** @type {const} */ ("narrowSymbol"),
+    maximumSignificantDigits: 2,
+  };
   const shown = new Intl.NumberFormat(language, form);
   return value > 0 && value < 1e-7 ? `< ${shown.format(1e-7)}` : shown.format(value);
 }

@@ -14,7 +14,10 @@ export function isComposing(event) {
   return event.isComposing || event.keyCode === 229 || performance.now() - compositionEnd < AFTER_COMPOSITION_MS;
 }
 
-/** Whether this key sends the text: Enter, but not Shift+Enter, and not on a virtual keyboard. @param {KeyboardEvent} event */
+/**
+ * Whether this key sends the text: Enter, but not Shift+Enter, and not on a virtual keyboard.
+ * @param {KeyboardEvent} event
+ */
 export function sends(event) {
   if (event.key !== "Enter" || event.shiftKey || event.altKey || isComposing(event)) return false;
   return event.ctrlKey || event.metaKey || !matchMedia("(hover: none) and (pointer: coarse)").matches;

@@ -51,7 +51,9 @@ export function loadHighlighter() {
       const markup = known ? hljs.highlight(code, { language, ignoreIllegals: true }) : hljs.highlightAuto(code);
       // @ts-ignore
       const clean = globalThis.DOMPurify.sanitize(markup.value, {
-        ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"], RETURN_TRUSTED_TYPE: true,
+        ALLOWED_TAGS: ["span"],
+        ALLOWED_ATTR: ["class"],
+        RETURN_TRUSTED_TYPE: true,
       });
       node.innerHTML = clean;
     },

@@ -4,7 +4,8 @@ import { Marked } from "./lib.js";
 
 /** @typedef {any} Token one of marked's tokens: {type, raw, ...} */
 
-const CJK = "[\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}\\p{Script=Hangul}\\u3000-\\u303f\\uff00-\\uffef·…—“”‘’]";
+const CJK =
+  "[\\p{Script=Han}\\p{Script=Hiragana}\\p{Script=Katakana}\\p{Script=Hangul}\\u3000-\\u303f\\uff00-\\uffef·…—“”‘’]";
 const AT_START = new RegExp(`^${CJK}`, "u");
 const AT_END = new RegExp(`${CJK}$`, "u");
 // What emphasis may hold: escapes and code spans whole, the other sort of star, no empty line.
@@ -69,11 +70,7 @@ function formula(level, start) {
 
 const marked = new Marked({
   gfm: true,
-  extensions: [
-    cjkEmphasis,
-    formula("block", /(?:^|\n)(?:\$\$|\\\[)/),
-    formula("inline", /\$|\\\(|\\\[/),
-  ],
+  extensions: [cjkEmphasis, formula("block", /(?:^|\n)(?:\$\$|\\\[)/), formula("inline", /\$|\\\(|\\\[/)],
 });
 
 /** @param {string} text @returns {Token[]} */
@@ -91,7 +88,7 @@ export function heal(source) {
   const open = [];
   let link = -1;
   let label = "";
-  for (let i = text.search(/[^\n]*(?:\n(?!\s*\n)[^\n]*)*$/); i < text.length; ) {
+  for (let i = text.lastIndexOf("\n\n") + 1; i < text.length;) {
     const rest = text.slice(i);
     const code = /^`+/.exec(rest)?.[0];
     const maths = /^(?:\\\(|\\\[|\$\$)/.exec(rest)?.[0];

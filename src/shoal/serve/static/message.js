@@ -1,30 +1,30 @@
 // @ts-check
 // One message: a question in its bubble, or an answer with its thoughts, its state and its quiet line of numbers.
-import { html, Icon, memo, useLayoutEffect, useRef, useState } from "./lib.js";
+import { html, memo, useLayoutEffect, useRef, useState } from "./lib.js";
 import { errorWords } from "./api.js";
-import { Blocks, CopyButton } from "./blocks.js";
-import { choose, giveFeedback, regenerate, send } from "./chat.js";
+import { Blocks } from "./blocks.js";
+import { choose, regenerate, send } from "./chat.js";
 import { grow } from "./composer.js";
+import { giveFeedback } from "./feedback.js";
 import { languageOf, money, number, seconds, t } from "./i18n.js";
 import { isComposing, sends } from "./keys.js";
+import { CopyButton, IconButton, Notice } from "./parts.js";
 import { changed, isRunning, state } from "./store.js";
-import { Reasoning, Waiting } from "./waiting.js";
+import { Reasoning, Waiting, modelName } from "./waiting.js";
 
 /** @typedef {import("./store.js").Message} Message */
-
-/** @param {{name: string, icon: string, onClick: () => void, pressed?: boolean, disabled?: boolean}} props */
-function Action({ name, icon, onClick, pressed, disabled }) {
-  return html`<button type="button" class="quiet" aria-label=${name} title=${name} aria-pressed=${pressed} disabled=${disabled} onClick=${onClick}><${Icon} name=${icon} /></button>`;
-}
 
 /** ‹ 2/3 › between the versions of a message. @param {{message: Message, versions: Message[], busy: boolean}} props */
 function Versions({ message, versions, busy }) {
   if (versions.length < 2) return null;
   const at = versions.indexOf(message);
+  const last = versions.length - 1;
+  const go = (/** @type {number} */ index) => () => choose(versions[index]);
+  const [previous, next] = [t("action.previousVersion"), t("action.nextVersion")];
   return html`<span class="versions" role="group" aria-label=${t("answer.versions")}>
-    <${Action} icon="chevron-left" name=${t("action.previousVersion")} disabled=${at === 0 || busy} onClick=${() => choose(versions[at - 1])} />
+    <${IconButton} icon="chevron-left" name=${previous} disabled=${at === 0 || busy} onClick=${go(at - 1)} />
     <span>${number(at + 1)}/${number(versions.length)}</span>
-    <${Action} icon="chevron-right" name=${t("action.nextVersion")} disabled=${at === versions.length - 1 || busy} onClick=${() => choose(versions[at + 1])} />
+    <${IconButton} icon="chevron-right" name=${next} disabled=${at === last || busy} onClick=${go(at + 1)} />
   </span>`;
 }
 
@@ -51,10 +51,15 @@ function EditQuestion({ message }) {
     event.preventDefault();
     event.stopPropagation();
   };
-  return html`<div class="edit"><textarea ref=${node} rows="1" value=${text} aria-label=${t("action.edit")} onKeyDown=${onKeyDown}
-      onInput=${(/** @type {any} */ event) => setText(event.target.value)}></textarea>
-    <div class="buttons"><button type="button" class="button" onClick=${cancel}>${t("action.cancel")}</button>
-      <button type="button" class="button primary" disabled=${!text.trim()} onClick=${submit}>${t("action.send")}</button></div></div>`;
+  /** @param {any} event */
+  const onInput = (event) => setText(event.target.value);
+  return html`<div class="edit">
+    <textarea ref=${node} rows="1" value=${text} aria-label=${t("action.edit")} onKeyDown=${onKeyDown} onInput=${onInput}></textarea>
+    <div class="buttons">
+      <button type="button" class="button" onClick=${cancel}>${t("action.cancel")}</button>
+      <button type="button" class="button primary" disabled=${!text.trim()} onClick=${submit}>${t("action.send")}</button>
+    </div>
+  </div>`;
 }
 
 /** @param {{message: Message, versions: Message[], busy: boolean, editing: boolean}} props */
@@ -64,13 +69,20 @@ function Question({ message, versions, busy, editing }) {
     state.editing = message.id;
     changed();
   };
-  return html`<div class="question"><div class="bubble" lang=${languageOf(message.content)}>${message.content}</div>
-    <div class="actions"><${Versions} message=${message} versions=${versions} busy=${busy} />
+  return html`<div class="question">
+    <div class="bubble" lang=${languageOf(message.content)}>${message.content}</div>
+    <div class="actions">
+      <${Versions} message=${message} versions=${versions} busy=${busy} />
       <${CopyButton} text=${() => message.content} name=${t("action.copy")} />
-      <${Action} icon="pencil" name=${t("action.edit")} disabled=${busy} onClick=${edit} /></div></div>`;
+      <${IconButton} icon="pencil" name=${t("action.edit")} disabled=${busy} onClick=${edit} />
+    </div>
+  </div>`;
 }
 
-/** Tokens per second, tokens, seconds to the first, cost: what is known of them. @param {Message} message @returns {string[]} */
+/**
+ * Tokens per second, tokens, seconds to the first, cost: what is known of them.
+ * @param {Message} message @returns {string[]}
+ */
 export function numbersOf(message) {
   const { usage, timings, cost } = message;
   const parts = [];
@@ -80,7 +92,8 @@ export function numbersOf(message) {
     parts.push(t("unit.speed", { n: number(speed, speed < 100 ? 1 : 0) }));
   }
   if (count !== undefined) parts.push(t("unit.tokens", { count }));
-  if (timings?.first_token_seconds !== undefined) parts.push(t("unit.toFirst", { time: seconds(timings.first_token_seconds) }));
+  const first = timings?.first_token_seconds;
+  if (first !== undefined) parts.push(t("unit.toFirst", { time: seconds(first) }));
   if (cost?.usd !== undefined) parts.push(money(cost.usd, cost.currency));
   return parts;
 }
@@ -89,23 +102,23 @@ export function numbersOf(message) {
 function Ending({ message, busy }) {
   if (message.status === "error") {
     const { message: words, hint } = errorWords(message.error);
-    return html`<div class="notice error" role="alert"><${Icon} name="circle-alert" /><div>${words || t("error.unknown")}${hint && html`<p>${hint}</p>`}</div>
-      <button type="button" class="button" disabled=${busy} onClick=${() => regenerate(message)}>${t("action.retry")}</button></div>`;
+    const again = () => regenerate(message);
+    const told = words || t("error.unknown");
+    return html`<${Notice} error words=${told} hint=${hint} action=${t("action.retry")} onAction=${again} disabled=${busy} />`;
   }
   if (message.status === "length") {
-    return html`<div class="notice"><${Icon} name="circle-alert" /><div>${t(message.content ? "answer.outOfRoom" : "answer.outOfRoomThinking")}</div>
-      <button type="button" class="button" disabled=${busy} onClick=${() => send(t("answer.goOn"), message.id)}>${t("action.goOn")}</button></div>`;
+    const told = t(message.content ? "answer.outOfRoom" : "answer.outOfRoomThinking");
+    const goOn = () => send(t("answer.goOn"), message.id);
+    return html`<${Notice} words=${told} action=${t("action.goOn")} onAction=${goOn} disabled=${busy} />`;
   }
   if (message.status === "stopped") return html`<p class="ending">${t("answer.stopped")}</p>`;
   if (message.status === "done" && !message.content.trim()) return html`<p class="ending">${t("answer.empty")}</p>`;
   return null;
 }
 
-/** @param {{message: Message, versions: Message[], busy: boolean, onToggle: () => void}} props */
-function Answer({ message, versions, busy, onToggle }) {
-  const live = state.live.get(message.id);
-  const running = isRunning(message);
-  const numbers = numbersOf(message);
+/** What can be done with an answer, and its numbers. @param {{message: Message, versions: Message[], busy: boolean}} props */
+function Actions({ message, versions, busy }) {
+  const numbers = numbersOf(message).join(" · ");
   /** @param {"receipt" | "improve"} kind */
   const show = (kind) => () => {
     state.dialog = { kind, message };
@@ -113,23 +126,44 @@ function Answer({ message, versions, busy, onToggle }) {
   };
   /** @param {1 | -1} value */
   const thumb = (value) => () => giveFeedback(message, message.feedback === value ? 0 : value);
-  return html`<article class="answer" aria-label=${t("answer.of", { name: state.models.find(({ id }) => id === message.model)?.name ?? "Shoal" })} aria-busy=${running}>
+  const again = () => regenerate(message);
+  const [good, bad, better] = [t("action.good"), t("action.bad"), t("action.improve")];
+  const judge = html`
+    <${IconButton} icon="thumbs-up" name=${good} pressed=${message.feedback === 1} onClick=${thumb(1)} />
+    <${IconButton} icon="thumbs-down" name=${bad} pressed=${message.feedback === -1} onClick=${thumb(-1)} />
+    <${IconButton} icon="file-pen-line" name=${better} pressed=${Boolean(message.edited)} onClick=${show("improve")} />
+  `;
+  return html`<footer class="actions">
+    <${Versions} message=${message} versions=${versions} busy=${busy} />
+    ${message.content && html`<${CopyButton} text=${() => message.content} name=${t("action.copy")} />`}
+    ${
+      message.status !== "error" &&
+      html`<${IconButton} icon="refresh-cw" name=${t("action.regenerate")} disabled=${busy} onClick=${again} />`
+    }
+    ${message.content && judge}
+    ${
+      numbers &&
+      html`<button type="button" class="numbers" title=${t("receipt.open")} onClick=${show("receipt")}>${numbers}</button>`
+    }
+  </footer>`;
+}
+
+/** @param {{message: Message, versions: Message[], busy: boolean, onToggle: () => void}} props */
+function Answer({ message, versions, busy, onToggle }) {
+  const live = state.live.get(message.id);
+  const running = isRunning(message);
+  return html`<article class="answer" aria-label=${t("answer.of", { name: modelName(message) })} aria-busy=${running}>
     <${Reasoning} message=${message} live=${live} onToggle=${onToggle} />
     ${message.content && html`<${Blocks} text=${message.content} finished=${!running} />`}
     <${Waiting} message=${message} live=${live} />
     <${Ending} message=${message} busy=${busy} />
-    ${!running && html`<footer class="actions"><${Versions} message=${message} versions=${versions} busy=${busy} />
-      ${message.content && html`<${CopyButton} text=${() => message.content} name=${t("action.copy")} />`}
-      ${message.status !== "error" && html`<${Action} icon="refresh-cw" name=${t("action.regenerate")} disabled=${busy} onClick=${() => regenerate(message)} />`}
-      ${message.content && html`
-        <${Action} icon="thumbs-up" name=${t("action.good")} pressed=${message.feedback === 1} onClick=${thumb(1)} />
-        <${Action} icon="thumbs-down" name=${t("action.bad")} pressed=${message.feedback === -1} onClick=${thumb(-1)} />
-        <${Action} icon="file-pen-line" name=${t("action.improve")} pressed=${Boolean(message.edited)} onClick=${show("improve")} />`}
-      ${numbers.length > 0 && html`<button type="button" class="numbers" title=${t("receipt.open")} onClick=${show("receipt")}>${numbers.join(" · ")}</button>`}
-    </footer>`}
+    ${!running && html`<${Actions} message=${message} versions=${versions} busy=${busy} />`}
   </article>`;
 }
 
-/** Drawn again only when the message, what runs, or its neighbours change (`revision`, `tick` and `count` stand for them). */
-export const MessageView = memo((/** @type {any} */ props) =>
-  props.message.role === "user" ? html`<${Question} ...${props} />` : html`<${Answer} ...${props} />`, ["versions", "onToggle"]);
+/** Drawn again only when one of the scalar props changes: `revision`, `tick` and `count` stand for the objects. */
+export const MessageView = memo(
+  (/** @type {any} */ props) =>
+    props.message.role === "user" ? html`<${Question} ...${props} />` : html`<${Answer} ...${props} />`,
+  ["versions", "onToggle"],
+);

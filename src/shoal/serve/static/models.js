@@ -21,19 +21,29 @@ export async function readState() {
     state.startError = null;
   } catch (error) {
     const { message, hint, status } = /** @type {ApiError} */ (error);
-    state.startError = { message: status === 0 ? t("error.unreachable") : message, hint: hint ?? "", needsKey: status === 401 };
+    state.startError = {
+      message: status === 0 ? t("error.unreachable") : message,
+      hint: hint ?? "",
+      needsKey: status === 401,
+    };
   }
   state.ready = true;
   changed();
 }
 
-/** A text that the server gives in several languages: ours, else English, else any. @param {any} text @returns {string} */
+/**
+ * A text that the server gives in several languages: ours, else English, else any.
+ * @param {any} text @returns {string}
+ */
 export function words(text) {
   if (!text || typeof text === "string") return text ?? "";
   return text[language] ?? text.en ?? Object.values(text)[0] ?? "";
 }
 
-/** Questions this model really answers, in the reader's language if it has any. @param {Model | undefined} chosen @returns {string[]} */
+/**
+ * Questions this model really answers, in the reader's language if it has any.
+ * @param {Model | undefined} chosen @returns {string[]}
+ */
 export function examples(chosen) {
   return chosen?.examples?.[language] ?? chosen?.examples?.en ?? [];
 }
@@ -51,7 +61,13 @@ export async function loadModel() {
   const chosen = model();
   if (!chosen || chosen.loaded) return;
   const { id } = chosen;
-  const load = (state.modelLoad = { id, status: "loading", bytes_done: 0, bytes_total: chosen.size_bytes, error: null });
+  const load = (state.modelLoad = {
+    id,
+    status: "loading",
+    bytes_done: 0,
+    bytes_total: chosen.size_bytes,
+    error: null,
+  });
   changed();
   try {
     await call("POST", `api/models/${encodeURIComponent(id)}/load`);

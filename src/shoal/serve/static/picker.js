@@ -4,6 +4,7 @@ import { html, Icon, useEffect, useRef, useState } from "./lib.js";
 import { bytes, compact, t } from "./i18n.js";
 import { errorWords } from "./api.js";
 import { chooseModel, loadModel, words } from "./models.js";
+import { Notice, Progress } from "./parts.js";
 import { model, state } from "./store.js";
 
 /** @typedef {import("./store.js").Model} Model */
@@ -29,12 +30,13 @@ export function LoadProgress() {
   const name = model()?.name ?? "";
   if (load.status === "error") {
     const { message, hint } = errorWords(load.error);
-    return html`<div class="notice error" role="alert"><${Icon} name="circle-alert" /><div>${t("model.loadFailed", { name })}<p>${message}${hint && html`<br />${hint}`}</p></div>
-      <button type="button" class="button" onClick=${loadModel}>${t("action.retry")}</button></div>`;
+    const failed = t("model.loadFailed", { name });
+    const why = [message, hint].filter(Boolean).join("\n");
+    return html`<${Notice} error words=${failed} hint=${why} action=${t("action.retry")} onAction=${loadModel} />`;
   }
-  const numbers = { name, done: bytes(load.bytes_done ?? 0), total: bytes(load.bytes_total ?? 0) };
-  return html`<div class="loading"><span>${t("wait.loading", numbers)}</span>
-    <progress max=${load.bytes_total || 1} value=${load.bytes_done ?? 0} aria-label=${t("wait.loading", numbers)}></progress></div>`;
+  const { bytes_done: done = 0, bytes_total: total = 0 } = load;
+  const words = t("wait.loading", { name, done: bytes(done), total: bytes(total) });
+  return html`<${Progress} words=${words} done=${done} total=${total} />`;
 }
 
 export function ModelPicker() {
@@ -72,15 +74,31 @@ export function ModelPicker() {
     /** @type {HTMLElement | null | undefined} */ (box.current?.querySelector(".chip"))?.focus();
   };
   if (!chosen) return html`<span class="chip">${t("model.none")}</span>`;
+  const choose = (/** @type {string} */ id) => () => {
+    chooseModel(id);
+    close();
+  };
+  const items = state.models.map((each) => {
+    const checked = each.id === chosen.id;
+    return html`<button type="button" key=${each.id} role="menuitemradio" aria-checked=${checked} onClick=${choose(each.id)}>
+      <span class="tick">${checked && html`<${Icon} name="check" />`}</span>
+      <span class="about">
+        <b>${each.name}</b>${each.loaded && html`<i>${t("model.loaded")}</i>`}
+        <span>${words(each.description)}</span><span class="numbers">${sizes(each)}</span>
+      </span>
+    </button>`;
+  });
+  const label = t("model.choose", { name: chosen.name });
+  const toggle = () => setOpen(!open);
   return html`<div class="picker" ref=${box} onKeyDown=${onKeyDown}>
-    <button type="button" class="chip" aria-haspopup="menu" aria-expanded=${open} aria-label=${t("model.choose", { name: chosen.name })} onClick=${() => setOpen(!open)}>
-      <span class="name">${chosen.name}</span><${Icon} name="chevron-down" /></button>
-    ${open && html`<div class="menu" role="menu" aria-label=${t("model.title")}>
-      ${state.models.map((each) => html`<button type="button" key=${each.id} role="menuitemradio" aria-checked=${each.id === chosen.id} onClick=${() => { chooseModel(each.id); close(); }}>
-        <span class="tick">${each.id === chosen.id && html`<${Icon} name="check" />`}</span>
-        <span class="about"><b>${each.name}</b>${each.loaded && html`<i>${t("model.loaded")}</i>`}
-          <span>${words(each.description)}</span><span class="numbers">${sizes(each)}</span></span></button>`)}
-      ${state.moreModelsHint && html`<p>${state.moreModelsHint}</p>`}
-    </div>`}
+    <button type="button" class="chip" aria-haspopup="menu" aria-expanded=${open} aria-label=${label} onClick=${toggle}>
+      <span class="name">${chosen.name}</span><${Icon} name="chevron-down" />
+    </button>
+    ${
+      open &&
+      html`<div class="menu" role="menu" aria-label=${t("model.title")}>
+      ${items}${state.moreModelsHint && html`<p>${state.moreModelsHint}</p>`}
+    </div>`
+    }
   </div>`;
 }

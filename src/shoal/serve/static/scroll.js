@@ -7,7 +7,11 @@ const DRAG_PX = 3;
 /** Owns the scrolling of one element. */
 export class Follower {
   following = true;
-  /** @param {HTMLElement} box what scrolls @param {HTMLElement} content what grows in it @param {() => void} onChange */
+  /**
+   * @param {HTMLElement} box what scrolls
+   * @param {HTMLElement} content what grows in it
+   * @param {() => void} onChange
+   */
   constructor(box, content, onChange) {
     this.box = box;
     this.onChange = onChange;
@@ -15,7 +19,9 @@ export class Follower {
     let touchY = 0;
     box.addEventListener("wheel", (event) => event.deltaY < 0 && this.release(), { passive: true });
     box.addEventListener("touchstart", (event) => (touchY = event.touches[0].clientY), { passive: true });
-    box.addEventListener("touchmove", (event) => event.touches[0].clientY - touchY > DRAG_PX && this.release(), { passive: true });
+    box.addEventListener("touchmove", (event) => event.touches[0].clientY - touchY > DRAG_PX && this.release(), {
+      passive: true,
+    });
     box.addEventListener("keydown", (event) => ["PageUp", "ArrowUp", "Home"].includes(event.key) && this.release());
     box.addEventListener("scroll", () => this.scrolled(), { passive: true });
     new ResizeObserver(() => this.grown()).observe(content);

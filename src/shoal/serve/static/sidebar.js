@@ -5,6 +5,7 @@ import { openChat } from "./chat.js";
 import { listChats, remove, rename, search } from "./history.js";
 import { LANGUAGES, dayGroup, language, languageOf, setLanguage, t } from "./i18n.js";
 import { isComposing } from "./keys.js";
+import { IconButton } from "./parts.js";
 import { changed, state } from "./store.js";
 
 /** @typedef {import("./store.js").ChatRow} ChatRow */
@@ -29,11 +30,18 @@ export function focusSearch() {
   setTimeout(() => document.getElementById("search")?.focus(), 60); // after the paint that shows it
 }
 
-/** The text with what was searched for marked in it. @param {{text: string, query: string}} props */
+export function NewChat() {
+  const open = () => show(null);
+  return html`<${IconButton} icon="square-pen" name=${t("action.newChat")} keys="Ctrl+Shift+O" onClick=${open} />`;
+}
+
+/** The text with the first of the words searched for marked in it. @param {{text: string, query: string}} props */
 function Marked({ text, query }) {
-  const at = query ? text.toLowerCase().indexOf(query.toLowerCase()) : -1;
-  if (at < 0) return text;
-  return html`${text.slice(0, at)}<mark>${text.slice(at, at + query.length)}</mark>${text.slice(at + query.length)}`;
+  const lower = text.toLowerCase();
+  const word = [query, ...query.split(/\s+/)].find((each) => each && lower.includes(each.toLowerCase()));
+  if (!word) return text;
+  const at = lower.indexOf(word.toLowerCase());
+  return html`${text.slice(0, at)}<mark>${text.slice(at, at + word.length)}</mark>${text.slice(at + word.length)}`;
 }
 
 /** @param {{chat: ChatRow, done: () => void}} props */
@@ -53,7 +61,15 @@ function RenameField({ chat, done }) {
       done();
     }
   };
-  return html`<input ref=${node} class="rename" value=${chat.title} maxlength="200" aria-label=${t("history.rename")} onKeyDown=${onKeyDown} onBlur=${finish} />`;
+  return html`<input
+    ref=${node}
+    class="rename"
+    value=${chat.title}
+    maxlength="200"
+    aria-label=${t("history.rename")}
+    onKeyDown=${onKeyDown}
+    onBlur=${finish}
+  />`;
 }
 
 /** @param {{chat: ChatRow, title: string, query: string, open: boolean}} props */
@@ -61,14 +77,23 @@ const Row = memo(({ chat, query, open }) => {
   const [renaming, setRenaming] = useState(false);
   if (renaming) return html`<li><${RenameField} chat=${chat} done=${() => setRenaming(false)} /></li>`;
   const title = chat.title || t("history.untitled");
+  /** @param {Event} event */
+  const onClick = (event) => {
+    event.preventDefault();
+    show(chat.id);
+  };
+  const edit = () => setRenaming(true);
+  const current = open ? "page" : undefined;
+  const snippet = query && chat.snippet && html`<small><${Marked} text=${chat.snippet} query=${query} /></small>`;
   return html`<li class=${open ? "open" : ""}>
-    <a href=${`#${chat.id}`} aria-current=${open ? "page" : undefined} title=${title} lang=${languageOf(title)}
-      onClick=${(/** @type {Event} */ event) => { event.preventDefault(); show(chat.id); }} onDblClick=${() => setRenaming(true)}>
-      <span><${Marked} text=${title} query=${query} /></span>${query && chat.snippet && html`<small><${Marked} text=${chat.snippet} query=${query} /></small>`}</a>
+    <a href=${`#${chat.id}`} aria-current=${current} title=${title} lang=${languageOf(title)} onClick=${onClick} onDblClick=${edit}>
+      <span><${Marked} text=${title} query=${query} /></span>${snippet}
+    </a>
     <span class="row-actions">
-      <button type="button" class="quiet" aria-label=${t("history.renameNamed", { title })} title=${t("history.rename")} onClick=${() => setRenaming(true)}><${Icon} name="pencil" /></button>
-      <button type="button" class="quiet" aria-label=${t("history.deleteNamed", { title })} title=${t("history.delete")} onClick=${() => remove(chat, show)}><${Icon} name="trash-2" /></button>
-    </span></li>`;
+      <${IconButton} icon="pencil" name=${t("history.renameNamed", { title })} onClick=${edit} />
+      <${IconButton} icon="trash-2" name=${t("history.deleteNamed", { title })} onClick=${() => remove(chat, show)} />
+    </span>
+  </li>`;
 });
 
 function Groups() {
@@ -80,9 +105,19 @@ function Groups() {
     groups.set(name, [...(groups.get(name) ?? []), chat]);
   }
   if (groups.size === 0) return html`<p class="none">${t(state.query ? "history.notFound" : "history.empty")}</p>`;
-  return [...groups].map(([name, chats]) => html`<section key=${name}><h2>${name}</h2><ul>
-    ${chats.map((chat) => html`<${Row} key=${chat.id} chat=${chat} title=${chat.title} snippet=${chat.snippet} query=${state.query} open=${chat.id === state.chat?.id} language=${language} />`)}
-  </ul></section>`);
+  const row = (/** @type {ChatRow} */ chat) =>
+    html`<${Row}
+      key=${chat.id}
+      chat=${chat}
+      title=${chat.title}
+      snippet=${chat.snippet}
+      query=${state.query}
+      open=${chat.id === state.chat?.id}
+      language=${language}
+    />`;
+  return [...groups].map(
+    ([name, chats]) => html`<section key=${name}><h2>${name}</h2><ul>${chats.map(row)}</ul></section>`,
+  );
 }
 
 /** @param {any} event */
@@ -100,15 +135,34 @@ export function Sidebar() {
     const query = event.target.value;
     timer.current = setTimeout(() => search(query), 120);
   };
+  const help = () => {
+    state.dialog = { kind: "keys" };
+    changed();
+  };
+  const hide = () => toggleSidebar(false);
+  const options = Object.entries(LANGUAGES).map(
+    ([code, name]) => html`<option value=${code} lang=${code} selected=${code === language}>${name}</option>`,
+  );
+  const older = html`<button type="button" class="button" onClick=${() => listChats(true)}>${t("history.older")}</button>`;
+  const words = t("history.search");
   return html`<nav class="sidebar" aria-label=${t("history.title")} inert=${!state.sidebar}>
-    <div class="top"><img src="static/mark.svg" alt="" width="28" height="28" /><b>Shoal</b><span class="space"></span>
-      <button type="button" class="quiet" aria-label=${t("action.newChat")} title=${`${t("action.newChat")} (Ctrl+Shift+O)`} onClick=${() => show(null)}><${Icon} name="square-pen" /></button>
-      <button type="button" class="quiet" aria-label=${t("action.hideSidebar")} title=${`${t("action.hideSidebar")} (Ctrl+B)`} onClick=${() => toggleSidebar(false)}><${Icon} name="panel-left" /></button></div>
-    <label class="search"><${Icon} name="search" /><input id="search" type="search" placeholder=${t("history.search")} aria-label=${t("history.search")} onInput=${onSearch} /></label>
-    <div class="chats"><${Groups} />${state.moreChats && html`<button type="button" class="button" onClick=${() => listChats(true)}>${t("history.older")}</button>`}</div>
-    <div class="foot"><label><${Icon} name="languages" /><select aria-label=${t("language.choose")} value=${language} onChange=${chooseLanguage}>
-        ${Object.entries(LANGUAGES).map(([code, name]) => html`<option value=${code} lang=${code} selected=${code === language}>${name}</option>`)}</select></label>
+    <div class="top">
+      <img src="static/mark.svg" alt="" width="28" height="28" /><b>Shoal</b><span class="space"></span>
+      <${NewChat} />
+      <${IconButton} icon="panel-left" name=${t("action.hideSidebar")} keys="Ctrl+B" onClick=${hide} />
+    </div>
+    <label class="search">
+      <${Icon} name="search" />
+      <input id="search" type="search" placeholder=${words} aria-label=${words} onInput=${onSearch} />
+    </label>
+    <div class="chats"><${Groups} />${state.moreChats && older}</div>
+    <div class="foot">
+      <label>
+        <${Icon} name="languages" />
+        <select aria-label=${t("language.choose")} value=${language} onChange=${chooseLanguage}>${options}</select>
+      </label>
       <span class="space"></span>
-      <button type="button" class="quiet" aria-label=${t("keys.title")} title=${`${t("keys.title")} (Ctrl+/)`} onClick=${() => { state.dialog = { kind: "keys" }; changed(); }}><${Icon} name="keyboard" /></button></div>
+      <${IconButton} icon="keyboard" name=${t("keys.title")} keys="Ctrl+/" onClick=${help} />
+    </div>
   </nav>`;
 }

@@ -34,7 +34,7 @@ export function leafBelow(messages, id) {
 export function pathTo(messages, leaf) {
   const path = [];
   const seen = new Set();
-  for (let message = messages.get(leaf ?? ""); message && !seen.has(message.id); ) {
+  for (let message = messages.get(leaf ?? ""); message && !seen.has(message.id);) {
     seen.add(message.id);
     path.unshift(message);
     message = messages.get(message.parent_id ?? "");

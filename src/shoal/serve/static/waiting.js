@@ -3,6 +3,7 @@
 import { html, Icon, useState } from "./lib.js";
 import { Blocks } from "./blocks.js";
 import { bytes, number, percent, seconds, t } from "./i18n.js";
+import { Progress } from "./parts.js";
 import { isRunning, state } from "./store.js";
 
 /** @typedef {import("./store.js").Message} Message @typedef {import("./store.js").Live} Live */
@@ -24,16 +25,20 @@ export function Waiting({ message, live }) {
   const spent = seconds(Math.floor((Date.now() - live.since) / 1_000));
   if (live.stopping) return html`<p class="waiting"><i class="pulse"></i>${t("wait.stopping")}</p>`;
   if (live.state === "loading") {
-    const numbers = { name: modelName(message), done: bytes(live.bytes_done ?? 0), total: bytes(live.bytes_total ?? 0) };
-    return html`<div class="waiting loading"><span>${t("wait.loading", numbers)}</span>
-      <progress max=${live.bytes_total || 1} value=${live.bytes_done ?? 0} aria-label=${t("wait.loading", numbers)}></progress></div>`;
+    const { bytes_done: done = 0, bytes_total: total = 0 } = live;
+    const words = t("wait.loading", { name: modelName(message), done: bytes(done), total: bytes(total) });
+    return html`<${Progress} kind="waiting loading" words=${words} done=${done} total=${total} />`;
   }
   if (live.state === "prompt") {
-    return html`<div class="waiting loading"><span>${promptWords(live)}</span>
-      <progress max=${live.total || 1} value=${live.processed ?? 0} aria-label=${promptWords(live)}></progress></div>`;
+    const { processed, total } = live;
+    return html`<${Progress} kind="waiting loading" words=${promptWords(live)} done=${processed} total=${total} />`;
   }
-  const words = live.state === "writing" ? t("wait.writing", { time: spent })
-    : live.position ? t("wait.queued", { n: live.position, time: spent }) : t("wait.starting", { time: spent });
+  const words =
+    live.state === "writing"
+      ? t("wait.writing", { time: spent })
+      : live.position
+        ? t("wait.queued", { n: live.position, time: spent })
+        : t("wait.starting", { time: spent });
   return html`<p class="waiting"><i class="pulse"></i>${words}</p>`;
 }
 
@@ -60,7 +65,10 @@ export function Reasoning({ message, live, onToggle }) {
   };
   const spent = message.thinking_seconds ?? 0;
   const parts = [];
-  if (thinking) parts.push(t("think.now", { time: seconds(Math.floor((Date.now() - (live?.thinkingSince ?? Date.now())) / 1_000)) }));
+  if (thinking)
+    parts.push(
+      t("think.now", { time: seconds(Math.floor((Date.now() - (live?.thinkingSince ?? Date.now())) / 1_000)) }),
+    );
   else if (message.status === "stopped" && !message.content) parts.push(t("think.stopped"));
   else if (!spent) parts.push(t("think.thoughts"));
   else parts.push(spent < 2 ? t("think.moment") : t("think.done", { time: seconds(spent) }));
@@ -68,6 +76,9 @@ export function Reasoning({ message, live, onToggle }) {
   return html`<section class=${`thoughts ${view}`}>
     <button type="button" class=${thinking ? "shimmer" : ""} aria-expanded=${view === "full"} onClick=${toggle}>
       <${Icon} name="brain" /><span>${parts.join(" · ")}</span><${Icon} name="chevron-down" /></button>
-    ${view !== "folded" && html`<div class="inside"><div><${Blocks} text=${message.reasoning} finished=${!thinking} /></div></div>`}
+    ${
+      view !== "folded" &&
+      html`<div class="inside"><div><${Blocks} text=${message.reasoning} finished=${!thinking} /></div></div>`
+    }
   </section>`;
 }
