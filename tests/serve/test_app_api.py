@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 
 from shoal.data.types import Message
 from shoal.serve.answers import repaired
-from shoal.serve.settings import ServerSettings
 
 Client = httpx.Client
 
@@ -246,30 +244,6 @@ def test_repaired_history() -> None:
         ("system", "s"), ("user", "a"), ("assistant", ""), ("user", "b"), ("assistant", "c"), ("user", "d")
     )
     assert repaired(broken) == turns(("system", "s"), ("user", "a\n\nb"), ("assistant", "c"), ("user", "d"))
-
-
-def test_keep_alives_while_nothing_happens(start_server: Any) -> None:
-    """PRODUCT 2.3.7: a comment in a silent stream, a newline before a slow plain answer."""
-    url = start_server(ServerSettings(keep_alive_seconds=0.1))
-    body = {
-        "messages": [{"role": "user", "content": "sea " * 1500}],
-        "max_tokens": 1,
-        "thinking": {"type": "disabled"},
-    }
-    with httpx.Client(base_url=url, trust_env=False, timeout=60) as busy:
-        slow = [
-            threading.Thread(target=busy.post, args=("/v1/chat/completions",), kwargs={"json": body})
-            for _ in range(4)
-        ]
-        for thread in slow:
-            thread.start()
-        time.sleep(0.2)
-        streamed = busy.post("/v1/chat/completions", json=body | {"stream": True}).text
-        plain = busy.post("/v1/chat/completions", json=body)
-        for thread in slow:
-            thread.join()
-    assert ": keep-alive\n\n" in streamed and streamed.endswith("data: [DONE]\n\n")
-    assert plain.text.startswith("\n") and plain.json()["object"] == "chat.completion"
 
 
 def test_a_new_server_finds_the_old_chats(client: Client, start_server: Any, tmp_path: Path) -> None:

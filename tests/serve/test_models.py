@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,14 @@ def test_a_request_waits_for_its_model(tiny_model: Path, tmp_path: Path) -> None
         assert client.get("/").status_code == 200  # the page opens at once
         chat = client.post("/api/chats", json={}).json()["id"]
         client.post(f"/api/chats/{chat}/messages", json={"content": "hi", "params": {"max_tokens": 1}})
-        threading.Timer(0.7, gate.open.set).start()
-        with client.stream("POST", "/v1/chat/completions", json=ASK | {"stream": True}) as response:
-            text = response.read().decode()
-        assert text.startswith(": keep-alive") and text.endswith("data: [DONE]\n\n")
+        with ThreadPoolExecutor(1) as pool:  # both wait; signs of life come every 0.2 s
+            plain = pool.submit(client.post, "/v1/chat/completions", json=ASK)
+            threading.Timer(0.7, gate.open.set).start()
+            with client.stream("POST", "/v1/chat/completions", json=ASK | {"stream": True}) as response:
+                text = response.read().decode()
+            whole = plain.result()
+        assert text.startswith(": keep-alive\n\n") and text.endswith("data: [DONE]\n\n")
+        assert whole.text.startswith("\n") and whole.json()["object"] == "chat.completion"
         with client.stream("GET", f"/api/chats/{chat}/events") as response:
             seen = response.read().decode()
         assert (
