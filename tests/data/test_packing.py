@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.data.chat import protocol_for
-from shoal.data.packing import IGNORED, Example, Packer, Rows, mtp_labels
+from shoal.data.packing import IGNORED, Example, Packer, Rows
 from shoal.data.tokenizer import Tokenizer
 from shoal.data.types import Conversation, Document, Message
 from shoal.errors import ShoalError
@@ -171,17 +171,6 @@ def test_empty_source(nano: Tokenizer) -> None:
 def test_conversations_need_a_protocol(nano: Tokenizer) -> None:
     with pytest.raises(ShoalError, match="chat protocol"):
         Packer(examples, nano).row(64)
-
-
-def test_mtp_labels() -> None:
-    """C69: the token after next, never from another document."""
-    x = IGNORED
-    labels = np.array([11, 12, 13, 21, x, 23, x, x])
-    documents = np.array([0, 0, 0, 1, 1, 1, -1, -1])
-    assert mtp_labels(labels, documents).tolist() == [12, 13, x, x, 23, x, x, x]
-    assert mtp_labels(labels, documents, depth=2).tolist() == [13, x, x, 23, x, x, x, x]
-    both = mtp_labels(np.stack([labels, labels]), np.stack([documents, documents]))
-    assert both[0].tolist() == both[1].tolist() == [12, 13, x, x, 23, x, x, x]
 
 
 def test_fast_enough(nano: Tokenizer) -> None:

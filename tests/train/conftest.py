@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,8 +42,12 @@ TINY = {
 class RandomRows:
     """Rows of counting sequences; the position is the seed. Some labels are masked, as in fine-tuning."""
 
-    def __init__(self, rows: int = 8, length: int = 16, micro_rows: int = 8, masked: float = 0.3):
+    def __init__(
+        self, rows: int = 8, length: int = 16, micro_rows: int = 8, masked: float = 0.3, padded: int = 0
+    ):
         self.rows, self.length, self.micro_rows, self.masked, self.step = rows, length, micro_rows, masked, 0
+        self.padded = padded
+        """The last positions of every row, without tokens."""
 
     def next_step(self, progress: float) -> list[Batch]:
         generator = torch.Generator().manual_seed(self.step)
@@ -52,23 +56,20 @@ class RandomRows:
         ids = (start + torch.arange(self.length + 1)) % 64
         labels = ids[:, 1:].clone()
         labels[torch.rand(labels.shape, generator=generator) < self.masked] = -100
-        documents = (torch.arange(self.length) // 7).expand(self.rows, -1)
+        documents = (torch.arange(self.length) // 7).expand(self.rows, -1).clone()
+        if self.padded:
+            labels[:, -self.padded :] = -100
+            documents[:, -self.padded :] = -1
         return [
             Batch(
                 ids[i : i + self.micro_rows, :-1],
                 labels[i : i + self.micro_rows],
                 documents[i : i + self.micro_rows],
-                tokens=self.length * len(ids[i : i + self.micro_rows]),
+                tokens=(self.length - self.padded) * len(ids[i : i + self.micro_rows]),
                 text_bytes=2 * self.length,
             )
             for i in range(0, self.rows, self.micro_rows)
         ]
-
-    def state(self) -> dict[str, Any]:
-        return {"step": self.step}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.step = state["step"]
 
 
 @pytest.fixture
@@ -83,8 +84,10 @@ def make_network() -> Callable[[], CausalLM]:
 
 @pytest.fixture
 def make_trainer(make_network: Callable[[], CausalLM]) -> Callable[..., Trainer]:
-    def make(rows: RandomRows | None = None, *, objective: type = NextToken, **recipe: Any) -> Trainer:
-        network = make_network()
+    def make(
+        rows: RandomRows | None = None, *, objective: type = NextToken, device: str = "cpu", **recipe: Any
+    ) -> Trainer:
+        network = make_network().to(device)
         stage = StageRecipe(**{"tokens": 10_000, "warmup_steps": 2, "balance_weight": 0.01} | recipe)
         if objective is NextToken:
             names = {n: p for n, p in network.named_parameters() if ".layers.2." not in n}
@@ -99,6 +102,7 @@ def make_trainer(make_network: Callable[[], CausalLM]) -> Callable[..., Trainer]
             rows or RandomRows(),
             Optimizer(names.items(), stage),
             router=RouterBalance(network, layers),
+            device=torch.device(device),
         )
 
     return make

@@ -9,7 +9,7 @@ import torch
 
 from shoal.errors import ShoalError
 from shoal.train.loop import Batch, Terms
-from shoal.train.objective import DraftObjective, NextToken
+from shoal.train.objective import DraftObjective, NextToken, after_next
 from shoal.train.optim import Optimizer
 
 
@@ -49,8 +49,10 @@ def test_a_micro_batch_without_labels_changes_nothing(make_trainer, random_rows)
             return [*batches, Batch(empty.input_ids_BL, labels, empty.document_ids_BL)]
 
     plain, _ = gradients(make_trainer(balance_weight=0.0))
-    padded, record = gradients(make_trainer(WithEmpty(), balance_weight=0.0))
-    assert math.isfinite(record.losses["main"])
+    trainer = make_trainer(WithEmpty(), balance_weight=0.0)
+    padded, record = gradients(trainer)
+    assert math.isfinite(record.losses["main"]) and not record.skipped
+    assert record.unlabelled == trainer.progress.unlabelled == 1
     for name, gradient in plain.items():
         torch.testing.assert_close(gradient, padded[name], msg=name)
 
@@ -70,6 +72,61 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(make_trainer):
     trainer.objective.terms = lambda batch: Terms({"main": terms(batch).sums["main"] * math.inf})
     with pytest.raises(ShoalError, match="not finite"):
         trainer.run()
+
+
+def test_a_step_without_labels_moves_nothing_and_is_no_failure(make_trainer, random_rows):
+    # C64: twenty of them in a row once ended a run as "not finite"
+    trainer = make_trainer(random_rows(masked=1.1, micro_rows=4), objective=NextToken)
+    before = {k: v.clone() for k, v in trainer.objective.network.state_dict().items()}
+    records = []
+    trainer.run([lambda _, record: records.append(record)], stop_after=25)
+    assert len(records) == 25 and all(r.skipped and r.unlabelled == 2 for r in records)
+    assert trainer.progress.skipped == 0 and trainer.progress.unlabelled == 50
+    assert trainer.progress.tokens == 25 * 128
+    for name, value in trainer.objective.network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_rows_without_tokens_end_the_run_with_their_own_words(make_trainer, random_rows):
+    trainer = make_trainer(random_rows(padded=16))
+    with pytest.raises(ShoalError, match="without a single token"):
+        trainer.run()
+
+
+@pytest.mark.parametrize(("padded", "share"), [(0, 0.0), (10, 0.625)])
+def test_padding_is_counted_apart_from_tokens(make_trainer, random_rows, padded, share):
+    # C97: tokens per second with padding in it make a worse packing look faster
+    trainer = make_trainer(random_rows(padded=padded, micro_rows=2))
+    record = trainer.train_step()
+    trainer.train_step()
+    assert record.step_tokens == 8 * (16 - padded) and record.padding == 8 * padded
+    assert trainer.progress.padding_share == share
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+@pytest.mark.parametrize("objective", [NextToken, DraftObjective])
+def test_other_devices_train_and_resume_as_the_cpu_does(make_trainer, random_rows, objective, device):
+    if not (torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()):
+        pytest.skip(f"no {device} device here")
+    one, other = (
+        make_trainer(random_rows(micro_rows=4), objective=objective, device=d) for d in ("cpu", device)
+    )
+    losses = [(one.train_step().losses["main"], other.train_step().losses["main"]) for _ in range(3)]
+    saved = {name: tensor.cpu() for name, tensor in other.optimizer.state().items()}
+    other.optimizer.load(saved)
+    losses.append((one.train_step().losses["main"], other.train_step().losses["main"]))
+    assert [a for a, _ in losses] == pytest.approx([b for _, b in losses], rel=2e-3)
+
+
+def test_the_draft_module_learns_the_token_after_next_of_the_same_document():
+    # C69
+    x = -100
+    ids = torch.tensor([[10, 11, 12, 20, 21, 22, 0, 0]])
+    labels = torch.tensor([[11, 12, 13, 21, x, 23, x, x]])
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, -1, -1]])
+    next_ids, after = after_next(Batch(ids, labels, documents))
+    assert next_ids[0, :6].tolist() == [11, 12, 20, 21, 22, 0]
+    assert after.tolist() == [[12, 13, x, x, 23, x, x, x]]
 
 
 def test_the_bias_moves_once_per_step_by_the_counts_of_the_whole_step(make_trainer, random_rows):

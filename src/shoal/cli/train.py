@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError
 
 
 def command(
@@ -60,6 +60,12 @@ def command(
         "finished": outcome.finished,
         "measures": outcome.measures,
         "receipt": outcome.receipt.to_dict() if outcome.receipt else None,
+        "failures": outcome.failures,
     }
     if as_json:
         typer.echo(json.dumps(result))
+    if outcome.failures:
+        raise ShoalError(
+            "the training is done, but not all that follows it:\n  " + "\n  ".join(outcome.failures),
+            hint=f"{outcome.checkpoint} is whole. shoal train --resume --run {outcome.folder} tries the last again.",
+        )

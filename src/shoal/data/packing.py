@@ -56,18 +56,6 @@ def stack(rows: Sequence[Rows]) -> Rows:
     return Rows(**{name: np.stack([getattr(row, name) for row in rows]) for name in names})
 
 
-def mtp_labels(labels: Ints, document_ids: Ints, depth: int = 1) -> Ints:
-    """Labels of the `depth`-th multi-token-prediction module: the token after `depth` more, in the same document.
-
-    [..., L] to [..., L]; -100 where the document ends before it, or where that token is not learnt.
-    """
-    shifted = np.full_like(labels, IGNORED)
-    shifted[..., :-depth] = labels[..., depth:]
-    same = np.zeros(labels.shape, dtype=bool)
-    same[..., :-depth] = document_ids[..., depth:] == document_ids[..., :-depth]
-    return np.where(same & (document_ids >= 0), shifted, IGNORED)
-
-
 def encode_example(
     example: Example,
     tokenizer: Tokenizer,

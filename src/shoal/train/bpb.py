@@ -40,6 +40,6 @@ def bits_per_byte(network: CausalLM, batches: list[Batch], bytes_of_id: Tensor) 
     for batch in batches:
         losses, labels = token_losses(network, batch)
         lengths = bytes_of_id.to(labels.device)[labels]
-        nats += float(losses[lengths > 0].double().sum())
+        nats += float(losses[lengths > 0].cpu().double().sum())  # mps has no float64
         size += int(lengths.sum())
     return nats / math.log(2) / size if size else math.nan

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shoal.errors import ShoalError
 from shoal.files import atomic_write_text
 
 
@@ -22,11 +23,17 @@ class Log:
         self._file = open(path, "a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line; it is on its way to the disk when this returns."""
+        """Append a line; it is on its way to the disk when this returns. Raises ShoalError on a full disk."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         self.lines.append(clean)
-        self._file.write(json.dumps(clean, ensure_ascii=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise ShoalError(
+                f"cannot write {self._file.name}: {error.strerror or error}",
+                hint="Free some space, then use --resume.",
+            ) from error
 
     def close(self) -> None:
         self._file.close()
@@ -121,8 +128,6 @@ class TensorBoard:
     """Event files for TensorBoard (`pip install 'shoal[tensorboard]'`)."""
 
     def __init__(self, folder: Path):
-        from shoal.errors import ShoalError
-
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

@@ -45,15 +45,21 @@ class Interrupts:
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; the system lets go of it however the process ends.
 
-    Raises ShoalError if another process holds it: two would overwrite each other's states. Does nothing where the
-    system has no such locks (Windows).
+    Raises ShoalError if it cannot be written in, or if another process holds it: two would overwrite each other's
+    states. Does nothing where the system has no such locks (Windows).
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
-    with open(folder / ".lock", "wb") as file:
+    try:
+        file = open(folder / ".lock", "wb")
+    except OSError as error:
+        raise ShoalError(
+            f"cannot write in {folder}: {error.strerror}", hint="Choose another --run folder."
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

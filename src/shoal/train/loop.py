@@ -2,7 +2,8 @@
 
 The loss of a step is, for every term, a sum divided by the count of the whole step - over all micro-batches and all
 ranks. A mean of means would weigh short answers too much, and a micro-batch without a single valid token would give
-NaN. A step that is not finite never reaches the weights. Logging, saving and measuring are hooks.
+NaN. A step that is not finite, or in which nothing is to be learnt, never reaches the weights. Logging, saving and
+measuring are hooks.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from shoal.train.router import RouterBalance
 from shoal.train.world import World
 
 MAX_SKIPPED_IN_A_ROW = 20
+MAX_EMPTY_IN_A_ROW = 20
 
 
 @dataclass
@@ -40,6 +42,11 @@ class Batch:
     text_bytes: int = 0
     """UTF-8 bytes of the text that the labels spell."""
 
+    @property
+    def padding(self) -> int:
+        """Positions that hold no token; they cost as much as any other."""
+        return self.input_ids_BL.numel() - self.tokens
+
     def to(self, device: torch.device) -> Batch:
         """The same rows on another device."""
         moved: dict[str, Any] = {
@@ -50,14 +57,10 @@ class Batch:
 
 
 class Rows(Protocol):
-    """A source of training rows with a position that can be saved."""
+    """A source of training rows."""
 
     def next_step(self, progress: float) -> list[Batch]:
         """This rank's micro-batches of one optimizer step."""
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass
@@ -86,9 +89,20 @@ class Progress:
     step: int = 0
     tokens: int = 0
     text_bytes: int = 0
+    padding: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    """Steps that were not finite."""
     skipped_in_a_row: int = 0
+    unlabelled: int = 0
+    """Micro-batches in which nothing was to be learnt."""
+    empty_in_a_row: int = 0
+    """Steps without a single token."""
+
+    @property
+    def padding_share(self) -> float:
+        """0..1 of the positions so far."""
+        return self.padding / max(self.padding + self.tokens, 1)
 
 
 @dataclass
@@ -105,8 +119,11 @@ class StepRecord:
     grad_norm: float
     max_violation: float
     skipped: bool
+    """The weights did not move: the step was not finite, or nothing was to be learnt."""
     fraction_before: float
     """0..1 of the stage when the step began."""
+    padding: int = 0
+    unlabelled: int = 0
 
 
 Hook = Callable[["Trainer", StepRecord], None]
@@ -165,13 +182,17 @@ class Trainer:
         start = time.perf_counter()
         done = self.fraction_done
         batches = self.rows.next_step(done)
-        own = dict.fromkeys(self.objective.weights, 0.0) | {" tokens": 0.0, " bytes": 0.0}
+        main = next(iter(self.objective.weights))
+        own = dict.fromkeys((*self.objective.weights, " tokens", " padding", " bytes", " unlabelled"), 0.0)
         own[" stop"] = float(self.stop_wanted())  # ranks must agree on the step after which they stop
         for batch in batches:
-            for key, count in self.objective.counts(batch).items():
+            batch_counts = self.objective.counts(batch)
+            for key, count in batch_counts.items():
                 own[key] += count
             own[" tokens"] += batch.tokens
+            own[" padding"] += batch.padding
             own[" bytes"] += batch.text_bytes
+            own[" unlabelled"] += not batch_counts[main]
         counts = self.world.sum_numbers(own)
         self.stopped = counts[" stop"] > 0
         self.optimizer.zero_grad()
@@ -198,7 +219,8 @@ class Trainer:
         finite = math.isfinite(norm) and all(map(math.isfinite, losses.values()))
         scale = optim.lr_scale(self.recipe, step=self.progress.step, progress=done)
         violation = 0.0
-        if finite and counts[" tokens"]:
+        moves = finite and counts[main] > 0
+        if moves:
             if self.recipe.max_grad_norm and norm > self.recipe.max_grad_norm:
                 torch._foreach_mul_(
                     [p.grad for p in parameters if p.grad is not None], self.recipe.max_grad_norm / norm
@@ -210,15 +232,14 @@ class Trainer:
             if self.router:
                 self.world.sum_tensors(expert_counts[layer] for layer in sorted(expert_counts))
                 violation = self.router.update(expert_counts, optim.bias_rate(self.recipe, done))
-            self.progress.skipped_in_a_row = 0
-        else:
-            self._skip(losses)
+        self._count_failures(finite, int(counts[" tokens"]), losses)
         self.progress.step += 1
         self.progress.tokens += int(counts[" tokens"])
+        self.progress.padding += int(counts[" padding"])
+        self.progress.unlabelled += int(counts[" unlabelled"])
         self.progress.text_bytes += int(counts[" bytes"])
         seconds = time.perf_counter() - start
         self.progress.seconds += seconds
-        main = next(iter(self.objective.weights))
         nats = losses[main] * counts[main]
         return StepRecord(
             step=self.progress.step,
@@ -230,8 +251,10 @@ class Trainer:
             lr_scale=scale,
             grad_norm=norm,
             max_violation=violation,
-            skipped=not finite,
+            skipped=not moves,
             fraction_before=done,
+            padding=int(counts[" padding"]),
+            unlabelled=int(counts[" unlabelled"]),
         )
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -239,11 +262,17 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
 
-    def _skip(self, losses: Mapping[str, float]) -> None:
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
+    def _count_failures(self, finite: bool, tokens: int, losses: Mapping[str, float]) -> None:
+        self.progress.skipped += not finite
+        self.progress.skipped_in_a_row = 0 if finite else self.progress.skipped_in_a_row + 1
+        self.progress.empty_in_a_row = 0 if tokens else self.progress.empty_in_a_row + 1
         if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise ShoalError(
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row were not finite (losses {dict(losses)})",
                 hint="The saved state is from before. Lower train.lr, or look at the data, then use --resume.",
+            )
+        if self.progress.empty_in_a_row >= MAX_EMPTY_IN_A_ROW:
+            raise ShoalError(
+                f"{MAX_EMPTY_IN_A_ROW} steps in a row came without a single token",
+                hint="The stage would never end. Look at its data: shoal data inspect SOURCE",
             )

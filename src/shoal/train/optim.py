@@ -106,9 +106,14 @@ class Optimizer:
         """Take over what `state` gave."""
         self.muon.load({key[5:]: tensor for key, tensor in tensors.items() if key.startswith("muon.")})
         if self.adamw:
+            fused = self.adamw.defaults[
+                "fused"
+            ]  # its step counts live on the device, the plain rule's on the CPU
             for parameter, name in self._names.items():
                 values = {
-                    key: tensors[f"adamw.{name}.{key}"].clone()
+                    key: tensors[f"adamw.{name}.{key}"].to(
+                        parameter.device if fused or key != "step" else "cpu", copy=True
+                    )
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"adamw.{name}.{key}" in tensors
                 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def write_report(folder: Path) -> Path:
     lines = read_log(folder / "log.jsonl")
     steps = [line for line in lines if "loss" in line]
     measured = {line["stage"]: line for line in lines if line.get("event") == "measured"}
+    failed = [line for line in lines if line.get("event") == "failed"]
     receipt_file = folder / "checkpoint" / "receipt.json"
     receipt = Receipt.from_dict(json.loads(read_text(receipt_file))) if receipt_file.exists() else None
     stages = [stage for stage in STAGE_NAMES if any(line["stage"] == stage for line in steps)]
@@ -112,9 +113,14 @@ def write_report(folder: Path) -> Path:
         body.append("<h2>What it cost</h2>" + _bill(receipt))
     if measured:
         body.append("<h2>Held-out measures</h2>" + _measures(measured))
+    if failed:
+        body.append("<h2>What failed</h2>" + _failures(failed))
+    links = {link.kind: link.details for link in receipt.chain()} if receipt else {}
     for stage in stages:
         own = [line for line in steps if line["stage"] == stage]
-        body.append(f"<h2>{STAGE_NAMES[stage].capitalize()}</h2><p>{_sentence(own)}</p>{_plots(own)}")
+        body.append(
+            f"<h2>{STAGE_NAMES[stage].capitalize()}</h2><p>{_sentence(own, links.get(stage, {}))}</p>{_plots(own)}"
+        )
     body.append(f"<h2>Recipe</h2><pre>{html.escape(read_text(folder / 'recipe.toml'))}</pre>")
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -139,15 +145,39 @@ def _plots(lines: list[dict[str, Any]]) -> str:
     return f'<div class="plots">{"".join(figures)}</div>'
 
 
-def _sentence(lines: list[dict[str, Any]]) -> str:
+def _sentence(lines: list[dict[str, Any]], details: Mapping[str, Any]) -> str:
+    """`details`: of the stage's receipt, {} without one."""
     last = lines[-1]
     speed = last["tokens"] / max(last["seconds"], 1e-9)
     skipped = f", {last['skipped']} steps skipped as not finite" if last.get("skipped") else ""
-    return (
-        f"{last['step']} steps, {short(last['tokens'])} tokens in {duration(last['seconds'])} "
-        f"({speed:.0f} real tokens per second, saving and measuring apart){skipped}. "
-        f"Loss {lines[0]['loss']:.3f} to {last['loss']:.3f}. Horizontal axes count tokens."
+    if last.get("unlabelled"):
+        skipped += f", {last['unlabelled']} micro-batches without anything to learn"
+    padding = (
+        f"; {details['padding_share']:.1%} of the positions were padding"
+        if "padding_share" in details
+        else ""
     )
+    apart = [
+        f"{key.removesuffix('_seconds')} took {duration(details[key])} more"
+        for key in ("saving_seconds", "measuring_seconds")
+        if key in details
+    ]
+    losses = [line["loss"] for line in lines if line["loss"] is not None]
+    loss = f" Loss {losses[0]:.3f} to {losses[-1]:.3f}." if losses else ""
+    return (
+        f"{last['step']} steps, {short(last['tokens'])} tokens in {duration(last['seconds'])} of training "
+        f"({speed:.0f} real tokens per second{padding}){skipped}. {', '.join(apart).capitalize()}"
+        f"{'.' if apart else ''}{loss} Horizontal axes count tokens."
+    )
+
+
+def _failures(lines: list[dict[str, Any]]) -> str:
+    cells = [
+        f"<tr><th>{html.escape(STAGE_NAMES[line['stage']])}</th><td>{html.escape(line['what'])}</td>"
+        f"<td>{html.escape(line['error'])}</td></tr>"
+        for line in lines
+    ]
+    return f"<table>{''.join(cells)}</table>"
 
 
 def _bill(receipt: Receipt) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +50,8 @@ class Outcome:
     measures: dict[str, dict[str, float]] = field(default_factory=dict)
     """stage -> what was measured after it (held-out bits per byte; MTP: acceptance)."""
     receipt: Receipt | None = None
+    failures: list[str] = field(default_factory=list)
+    """What went wrong beside the training (measuring, the report): the checkpoint is whole all the same."""
 
 
 def train(
@@ -67,7 +70,12 @@ def train(
     end in time, whatever the tokens. `shown` draws the live line on stderr. Raises ShoalError.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShoalError(
+            f"cannot use {folder} as a run folder: {error.strerror}", hint="Choose another --run folder."
+        ) from error
     with locked(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
         return Run(recipe, folder, resume=resume, seconds=seconds, shown=shown).go(stop_after)
 
@@ -110,9 +118,13 @@ class Run:
         self.network = self._network()
         self.measures: dict[str, dict[str, float]] = saved.get("measures", {})
         self.receipt = Receipt.from_dict(saved["receipt"]) if saved.get("receipt") else None
+        self.failures: list[str] = []
         self.peak = probe(self.machine.device).gemm_flops_per_second.get(self.machine.dtype)
         self.interrupts = Interrupts()
         self.steps_before, self.steps_of_this_call = saved.get("steps", 0), 0
+        before = saved.get("processes", self.world.size)
+        if before != self.world.size:
+            self._say_other_processes(before)
 
     # ---- the parts
 
@@ -170,24 +182,50 @@ class Run:
             if self.board:
                 self.board.close()
             self.world.close()
-        return Outcome(self.folder, self.folder / "checkpoint", finished, self.measures, self.receipt)
+        return Outcome(
+            self.folder, self.folder / "checkpoint", finished, self.measures, self.receipt, self.failures
+        )
 
     def _stages(self, stop_after: int | None) -> bool:
         optimizer: Optimizer | None = None
-        resumed = self.state.values["stage"] if self.state else STAGES[0]
+        last = resumed = self.state.values["stage"] if self.state else STAGES[0]
         for stage in STAGES:
             recipe: StageRecipe = getattr(self.recipe, stage)
             if not recipe.tokens or STAGES.index(stage) < STAGES.index(resumed):
                 continue
+            last = stage
             runner = Stage(self, stage, recipe, previous=optimizer)
             optimizer = runner.trainer.optimizer
             left = None if stop_after is None else stop_after - self.steps_of_this_call
             if not runner.run(left):
                 return False
         if self.world.rank == 0:
-            report = write_report(self.folder)
-            self.live.say(f"done: {self.folder / 'checkpoint'}, report {report}")
+            report = "no report"
+            with self.attempt(last, "the report"):
+                report = f"report {write_report(self.folder)}"
+            self.live.say(f"done: {self.folder / 'checkpoint'}, {report}")
         return True
+
+    @contextlib.contextmanager
+    def attempt(self, stage: str, what: str) -> Iterator[None]:
+        """Something that must not cost the run: an error in it is said, logged and kept in `failures`."""
+        try:
+            yield
+        except Exception as error:
+            cause = error.message if isinstance(error, ShoalError) else f"{type(error).__name__}: {error}"
+            self.failures.append(f"{stage}: {what} failed ({cause.removesuffix(': ')})")
+            self.live.say(self.failures[-1])
+            with contextlib.suppress(ShoalError):  # the disk may be what failed
+                self.log.write({"stage": stage, "event": "failed", "what": what, "error": cause})
+
+    def _say_other_processes(self, before: int) -> None:
+        now = self.world.size
+        self.live.say(
+            f"saved by {before} processes, going on with {now}: the same data in the same order, but sums in another "
+            "order and steps of whole rows per process; the weights will not be the same bit by bit"
+        )
+        stage = self.state.values["stage"] if self.state else STAGES[0]
+        self.log.write({"stage": stage, "event": "processes", "before": before, "now": now})
 
     def take_state(self, stage: str) -> State | None:
         """The state this run was resumed from, once, for the stage it belongs to."""

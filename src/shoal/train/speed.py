@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,12 +58,6 @@ class RandomTokens:
         """One micro-batch of ROWS x LENGTH tokens."""
         ids = torch.randint(0, self.vocab_size, (ROWS, LENGTH + 1), generator=self.generator)
         return [Batch(ids[:, :-1], ids[:, 1:].clone(), tokens=ROWS * LENGTH)]
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        raise NotImplementedError("random tokens have no place to go back to")
 
 
 def trainer(matrices: str, dtype: str) -> Trainer:

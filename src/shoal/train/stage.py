@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,8 @@ class Stage:
         self.parent = run.receipt
         self.window: list[StepRecord] = []
         """Steps since the last line of the log."""
+        self.apart = {"saving_seconds": 0.0, "measuring_seconds": 0.0}
+        """Time that is not the meter's."""
         meter_state: dict[str, Any] = {"kind": name}
         state = run.take_state(name)
         if state:
@@ -72,7 +76,10 @@ class Stage:
         self.started = (time.monotonic(), self.trainer.fraction_done)
 
     def run(self, stop_after: int | None) -> bool:
-        """Train to the end of the stage and finish it; False when `stop_after` steps came first."""
+        """Train to the end of the stage and finish it; False when `stop_after` steps came first.
+
+        What is measured afterwards may fail: the run then notes it (`Run.attempt`) and goes on.
+        """
         trainer, owner = self.trainer, self.owner
         limit = None if stop_after is None else trainer.progress.step + stop_after
         owner.live.begin(self.name, self.recipe.tokens)
@@ -90,7 +97,8 @@ class Stage:
             return False
         self.average.apply()
         self._checkpoint()
-        self._measure()
+        with owner.attempt(self.name, "measuring held-out data"):
+            self._measure()
         self._checkpoint()  # once more, with what was measured in its receipt
         return True
 
@@ -100,6 +108,11 @@ class Stage:
         self.owner.steps_of_this_call += 1
         self.average.add(trainer.fraction_done)
         self.meter.add(tokens=record.step_tokens, flops=record.step_tokens * self._flops_per_token(record))
+        if record.unlabelled and record.unlabelled == trainer.progress.unlabelled:
+            self.owner.live.say(
+                f"{self.name}, step {record.step}: nothing is to be learnt in {record.unlabelled} micro-batches; they "
+                "add zero (the log counts them as `unlabelled`)"
+            )
         self.window.append(record)
 
     def _flops_per_token(self, record: StepRecord) -> float:
@@ -115,14 +128,15 @@ class Stage:
             return
         window, self.window = self.window, []
         seconds = sum(r.seconds for r in window)
-        good = [r for r in window if not r.skipped] or window
-        weight = sum(r.step_tokens for r in good) or 1
+        good = [r for r in window if not r.skipped]
+        tokens, padding = sum(r.step_tokens for r in window), sum(r.padding for r in window)
+        weight = sum(r.step_tokens for r in good)
         done = trainer.fraction_done
         began, done_then = self.started
         left = (time.monotonic() - began) * (1 - done) / (done - done_then) if done > done_then else None
 
         def mean(value: Any) -> float:
-            return sum(value(r) * r.step_tokens for r in good) / weight
+            return sum(value(r) * r.step_tokens for r in good) / weight if weight else math.nan
 
         line: dict[str, Any] = {
             "stage": self.name,
@@ -130,11 +144,13 @@ class Stage:
             "tokens": record.tokens,
             "loss": mean(lambda r: r.losses[next(iter(r.losses))]),
             "bits_per_byte": mean(lambda r: r.bits_per_byte),
-            "tokens_per_second": sum(r.step_tokens for r in window) / seconds,
+            "tokens_per_second": tokens / seconds,
+            "padding_share": padding / max(padding + tokens, 1),
             "max_violation": mean(lambda r: r.max_violation),
             "lr_scale": record.lr_scale,
             "grad_norm": mean(lambda r: r.grad_norm),
             "skipped": trainer.progress.skipped,
+            "unlabelled": trainer.progress.unlabelled,
             "seconds": self.meter.seconds,
             "joules": self.meter.joules,
             "usd": self.meter.usd,
@@ -150,7 +166,17 @@ class Stage:
 
     def _save_in_time(self, trainer: Trainer, record: StepRecord) -> None:
         if time.monotonic() - self.last_save >= self.owner.recipe.run.save_seconds:
+            self.meter.stop()
             self.save()
+            self.meter.start()
+
+    @contextlib.contextmanager
+    def _apart(self, what: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.apart[what] += time.monotonic() - began
 
     # ---- state
 
@@ -159,7 +185,8 @@ class Stage:
         self.last_save = time.monotonic()
         if self.owner.world.rank == 0:
             steps = self.owner.steps_before + self.owner.steps_of_this_call
-            save_state(self.owner.folder / "state", steps, self._state(steps))
+            with self._apart("saving_seconds"):
+                save_state(self.owner.folder / "state", steps, self._state(steps))
 
     def _state(self, steps: int) -> State:
         owner, trainer = self.owner, self.trainer
@@ -171,6 +198,8 @@ class Stage:
             "progress": asdict(trainer.progress),
             "rows": self.rows.state(),
             "meter": self.meter.state(),
+            "apart": self.apart,
+            "processes": owner.world.size,
             "averaged": self.average.count,
             "receipt": self.parent.to_dict() if self.parent else None,
             "measures": owner.measures,
@@ -190,6 +219,7 @@ class Stage:
         self.trainer.optimizer.load(state.tensors["optimizer"])
         self.rows.restore(state.values["rows"])
         self.average.load(state.tensors.get("average", {}), state.values["averaged"])
+        self.apart |= state.values.get("apart", {})
         self.window = [StepRecord(**record) for record in state.values["window"]]
         torch.set_rng_state(state.tensors["random"]["torch"])
 
@@ -202,7 +232,8 @@ class Stage:
             return
         rows = PackedRows(owner.recipe, self.name, owner.tokenizer, split="validation")
         measure = draft_acceptance if self.name == "mtp" else heldout_bits_per_byte
-        result = measure(owner.network, rows, tokens, autocast=owner.machine.autocast)
+        with self._apart("measuring_seconds"):
+            result = measure(owner.network, rows, tokens, autocast=owner.machine.autocast)
         owner.measures[self.name] = result
         shown = ", ".join(f"{key} {value:.4g}" for key, value in result.items() if math.isfinite(value))
         owner.live.say(f"{self.name}: held-out {shown}")
@@ -210,9 +241,16 @@ class Stage:
 
     def _checkpoint(self) -> None:
         owner = self.owner
-        details = {"recipe": owner.recipe.run.name, "stage": self.name, **owner.measures.get(self.name, {})}
+        details = {
+            "recipe": owner.recipe.run.name,
+            "stage": self.name,
+            "padding_share": self.trainer.progress.padding_share,
+            **self.apart,
+            **owner.measures.get(self.name, {}),
+        }
         owner.receipt = self.meter.receipt(
             parent=self.parent, peak_flops_per_second=owner.peak, details=details
         )
         if owner.world.rank == 0:
-            owner.write_checkpoint(owner.folder / "checkpoint")
+            with self._apart("saving_seconds"):
+                owner.write_checkpoint(owner.folder / "checkpoint")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,7 +40,12 @@ def save_state(folder: Path, step: int, state: State) -> Path:
     place = folder / f"step-{step:08d}"
     with atomic_folder(place) as temporary:
         for name, tensors in state.tensors.items():
-            save_file({key: _storable(t) for key, t in tensors.items()}, temporary / f"{name}.safetensors")
+            try:
+                save_file(
+                    {key: _storable(t) for key, t in tensors.items()}, temporary / f"{name}.safetensors"
+                )
+            except SafetensorError as error:  # how safetensors tells that the disk is full
+                raise OSError(str(error)) from error
         (temporary / "state.json").write_text(json.dumps(state.values), encoding="utf-8")
     for old in _places(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)

@@ -28,6 +28,10 @@ class World:
     def from_environment(cls, device: torch.device) -> World:
         """The world that torchrun describes (RANK, WORLD_SIZE); alone without it. gloo on CPUs, NCCL on GPUs."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size > 1 and device.type == "cuda":
+            torch.cuda.set_device(
+                int(os.environ.get("LOCAL_RANK", "0"))
+            )  # what "cuda" without an index then means
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(int(os.environ.get("RANK", "0")), size)
