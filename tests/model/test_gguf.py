@@ -203,7 +203,11 @@ def test_every_network_survives(case: str, tmp_path: Path, make_network: Make) -
         pytest.skip("GGUF has no place for biases in latent attention: refused, see below")
     network = make_network(case, mtp=False)
     notices = save_gguf(tmp_path / "x.gguf", Weights.of_network(network), dtype="float32")
-    assert notices == []
+    # Seen with llama.cpp itself (0c1e57098): it gives our logits for all of these, but for the two said here.
+    said = {"v2-groups": ["llama.cpp chooses"], "v3-tied-no-shared": ["llama.cpp does not load"]}.get(
+        case, []
+    )
+    assert [notice.startswith(text) for notice, text in zip(notices, said, strict=True)] == [True] * len(said)
     info = inspect(tmp_path / "x.gguf")
     assert not info.problems and not info.extra
     loaded = load_network(tmp_path / "x.gguf")

@@ -259,6 +259,12 @@ def save_gguf(
             + ", ".join(fallen[:4])
             + (" ..." if len(fallen) > 4 else "")
         )
+    if config.topk_method == "group_limited_greedy":
+        notices.append(
+            "llama.cpp chooses expert groups by their two best experts, DeepSeek-V2 by the best: tokens differ"
+        )
+    if config.n_routed_experts and not config.n_shared_experts:
+        notices.append("llama.cpp does not load this file: it wants a shared expert")
     if weights.mtp:
         notices.append("the multi-token prediction layers are left out: most readers of GGUF refuse them")
     return notices
