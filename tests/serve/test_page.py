@@ -137,7 +137,12 @@ def build_reciter(folder: Path, content: str, thoughts: str = "") -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def store() -> Store:
+    return Store(":memory:")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[str]:
     """The address of a running server with three reciters: `tour` (thinks), `lines` (long), `small` (tiny context)."""
     from shoal.engine.open import open_model
 
@@ -158,7 +163,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     table = ModelTable(cards, opener)
     socket, ready = bind("127.0.0.1", 0), threading.Event()
-    running = Server(create_app(ServerSettings(), table, Store(":memory:")), on_ready=ready.set)
+    running = Server(create_app(ServerSettings(), table, store), on_ready=ready.set)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})
     thread.start()
     assert ready.wait(60)
@@ -480,6 +485,39 @@ def test_what_went_wrong_stands_in_the_thread(open_page: Any, server: str) -> No
     page.wait_for_selector(".notice.error:has-text('cannot be reached')")
     assert page.input_value("#question") == "lost on the way"
     page.unroute("**/messages")
+
+
+def test_every_ending_is_told(open_page: Any, store: Store) -> None:
+    """What a fast reciter cannot show: endings in mid-thought, and a server whose words are hostile."""
+    chat = store.create_chat("local", title="endings", model="tour")["id"]
+    parent = None
+    endings: list[dict[str, Any]] = [
+        {"status": "length", "reasoning": "Let me think.", "thinking_seconds": 1.2},
+        {"status": "stopped", "reasoning": "I was about to", "thinking_seconds": 3.0},
+        {"status": "error", "error": HOSTILE},
+        {"status": "done", "content": "x = \\(a\\) costs $5 &amp; $10", "reasoning_tokens": 410, "reasoning": "Hm.",
+         "thinking_seconds": 12.34},
+    ]  # fmt: skip
+    for number, fields in enumerate(endings):
+        question = store.add_message(
+            "local", chat, parent_id=parent, role="user", content=f"question {number}"
+        )
+        assert question
+        answer = store.add_message(
+            "local", chat, parent_id=question["id"], role="assistant", status="queued", model="tour"
+        )
+        assert answer and store.update_message("local", answer["id"], **fields)
+        parent = answer["id"]
+    page = open_page(f"/#{chat}")
+    page.wait_for_selector(".bubble:has-text('question 3')")
+    answers = page.locator(".answer")
+    assert "ran out of room while thinking" in answers.nth(0).inner_text()
+    assert answers.nth(0).locator(".notice button").inner_text() == "Continue"
+    assert "Stopped while thinking" in answers.nth(1).inner_text()
+    assert answers.nth(1).locator(".thoughts.folded").count() == 1
+    assert "<img src=x" in answers.nth(2).locator(".notice.error").inner_text()
+    assert "Thought for 12 s · 410 tokens" in answers.nth(3).inner_text()
+    assert answers.nth(3).locator("> .markdown").inner_text() == "x = a costs $5 & $10"
 
 
 def test_drafts_feedback_and_a_better_answer_are_kept(open_page: Any, server: str) -> None:

@@ -114,7 +114,7 @@ function Header() {
   const open = () => toggleSidebar(true);
   return html`<header class="head">
     ${!state.sidebar && html`<${IconButton} icon="panel-left" name=${t("action.showSidebar")} keys="Ctrl+B" onClick=${open} />`}
-    <h1 lang=${languageOf(title)}>${title}</h1>
+    ${title ? html`<h1 lang=${languageOf(title)}>${title}</h1>` : html`<span class="space"></span>`}
     ${!state.sidebar && html`<${NewChat} />`}
   </header>`;
 }

@@ -36,7 +36,7 @@ export async function openChat(id) {
   changed();
   if (!id) return;
   try {
-    const { messages, last_event: lastEvent = 0, ...chat } = await call("GET", `api/chats/${id}`);
+    const { messages, last_event: lastEvent = 0, ...chat } = await call("GET", `api/chats/${encodeURIComponent(id)}`);
     if (location.hash !== `#${id}`) return; // another chat was opened meanwhile
     /** @type {Map<string, Message>} */
     const known = new Map();
