@@ -57,6 +57,8 @@ class Runner(Protocol):
     """How many cache blocks there are; their ids are 0 .. cache_blocks - 1."""
     prefill_chunk: int
     """Tokens in a step that this device still does in a fraction of a second; more brings little speed."""
+    threads: int
+    """CPU cores it keeps busy while it runs, for the bill of an answer."""
 
     def run(self, chunks: Sequence[Chunk]) -> RunnerOutput:
         """One forward pass over the tokens of all chunks. Running the same chunks again gives the same result, so a

@@ -246,6 +246,7 @@ class TorchRunner:
         self.block_size = block_size
         self.cache_blocks = max(1, cache_positions // block_size)
         self.prefill_chunk = prefill_chunk or (256 if self.device.type == "cpu" else 2048)
+        self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.cache = Cache(
             network.config, self.cache_blocks * block_size, dtype=self.dtype, device=self.device
         )

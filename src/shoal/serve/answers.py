@@ -251,4 +251,6 @@ def cost_object(opened: Opened, finished: Sequence[Finished]) -> dict[str, Any]:
         flops += usage.completion_tokens * decode_flops(opened.config, (usage.prompt_tokens + total) // 2)
         tokens += usage.completion_tokens
     sharing = max(opened.engine.stats().running + 1, len(finished))
-    return answer_cost(seconds / sharing, flops, tokens, device=opened.device)
+    return answer_cost(
+        seconds / sharing, flops, tokens, device=opened.device, cores=opened.engine.runner.threads
+    )
