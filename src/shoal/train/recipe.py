@@ -80,7 +80,9 @@ class DataRecipe:
     loss_on: str = knob(
         "all", "which tokens teach; assistant: the assistant's turns only", choices=("all", "assistant")
     )
-    separate_documents: bool = knob(True, "a token sees only its own document, also inside a packed row")
+    separate_documents: Plan = knob(
+        [[0.0, 1]], "plan: 1: a token sees only its own document, also in a packed row; 0: the row so far"
+    )
 
 
 @dataclass
@@ -283,8 +285,8 @@ def _section(kind: type, values: Mapping[str, Any], section: str, faults: list[s
         if key not in fields:
             faults.append(f"{section}.{key} is not a key{_nearest(key, list(fields))}")
             continue
-        if hints[key] == Plan and isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = [[0.0, value]]
+        if hints[key] == Plan and isinstance(value, (int, float)):
+            value = [[0.0, int(value) if isinstance(value, bool) else value]]
         if hints[key] is float and type(value) is int:
             value = float(value)
         if hints[key] is int and isinstance(value, float) and value == int(value):
@@ -325,7 +327,7 @@ def _check(recipe: Recipe) -> list[str]:
     faults = []
     for name in ("train", "sft", "mtp"):
         stage: StageRecipe = getattr(recipe, name)
-        for key in ("tokens_per_step", "row_length"):
+        for key, least in (("tokens_per_step", 1), ("row_length", 1), ("separate_documents", 0)):
             plan = getattr(stage, key)
             starts = [entry[0] if entry else -1.0 for entry in plan]
             if (
@@ -337,8 +339,8 @@ def _check(recipe: Recipe) -> list[str]:
                 faults.append(
                     f"{name}.{key} must be [[0, value], [fraction, value], ...] with rising fractions"
                 )
-            elif any(value < 1 for _, value in plan):
-                faults.append(f"{name}.{key} must hold values of at least 1")
+            elif any(value < least for _, value in plan):
+                faults.append(f"{name}.{key} must hold values of at least {least}")
         if stage.lr <= 0:
             faults.append(f"{name}.lr must be above 0")
         if stage.micro_batch_tokens < 1:

@@ -89,7 +89,8 @@ class PackedRows:
         rows = max(1, round(value_at(self.recipe.tokens_per_step, progress) / length / size)) * size
         own = [self.packer.row(length) for _ in range(rows)][self.world.rank :: size]
         count = max(1, self.recipe.micro_batch_tokens // length)
-        return [self._batch(stack(own[i : i + count])) for i in range(0, len(own), count)]
+        separate = bool(value_at(self.recipe.separate_documents, progress))
+        return [self._batch(stack(own[i : i + count]), separate) for i in range(0, len(own), count)]
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands (JSON)."""
@@ -99,12 +100,12 @@ class PackedRows:
         """Go on where `state` was taken."""
         self.packer.restore(state)
 
-    def _batch(self, rows: Rows) -> Batch:
+    def _batch(self, rows: Rows, separate: bool) -> Batch:
         labels = torch.from_numpy(rows.labels)
         return Batch(
             input_ids_BL=torch.from_numpy(rows.input_ids),
             labels_BL=labels,
-            document_ids_BL=torch.from_numpy(rows.document_ids) if self.recipe.separate_documents else None,
+            document_ids_BL=torch.from_numpy(rows.document_ids) if separate else None,
             tokens=rows.tokens,
             text_bytes=int(self.bytes_of_id[labels[labels != IGNORED]].sum()),
         )
