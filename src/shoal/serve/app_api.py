@@ -58,6 +58,7 @@ class AppApi:
             "thinking": slot.thinking,
             "licence": card.licence,
             "loaded": slot.status == "ready",
+            "error": slot.error,
             "examples": card.examples,
         }
 

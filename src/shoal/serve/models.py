@@ -46,6 +46,8 @@ class ModelCard:
     parameters: int = 0
     parameters_active: int = 0
     created: int = 0
+    error: str | None = None
+    """Why it cannot be loaded, when that is known already."""
 
 
 @dataclass
@@ -94,6 +96,9 @@ class ModelTable:
         self._opener, self._max_loaded, self._show_paths = opener, max_loaded, show_paths
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="shoal-load")
         self._closed = False
+        for slot in self.slots.values():
+            if slot.card.error:  # which may name a path
+                slot.status, slot.error = "error", slot.card.error if show_paths else "its files are damaged"
 
     def names(self) -> list[str]:
         """The default first: clients that do not choose take the first."""
