@@ -78,8 +78,10 @@ def start_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Start further servers with other settings; they all end with the session."""
     with contextlib.ExitStack() as stack:
 
-        def start(settings: ServerSettings | None = None, *, folder: Path | None = None) -> str:
-            table = ModelTable([card_of("tiny", tiny_model)], open_spec)
+        def start(
+            settings: ServerSettings | None = None, *, folder: Path | None = None, model: Path | None = None
+        ) -> str:
+            table = ModelTable([card_of("tiny", model or tiny_model)], open_spec)
             store = Store((folder or tmp_path_factory.mktemp("server")) / "chats.sqlite")
             url = stack.enter_context(running(create_app(settings or ServerSettings(), table, store)))
             for _ in range(300):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -199,6 +200,34 @@ def test_ignored_fields_are_named_and_strict_refuses_them(client: httpx.Client, 
     assert response.headers["x-shoal-ignored"] == "service_tier, verbosity"
     strict = start_server(ServerSettings(strict=True))
     assert httpx.post(strict + CHAT, json=body(verbosity="low"), trust_env=False).status_code == 400
+
+
+def test_thinking_that_a_model_cannot_do_is_named(
+    tiny_model: Path, tmp_path: Path, start_server: Any
+) -> None:
+    """The answer comes, and the header says which fields had no effect."""
+    import shutil
+
+    from shoal.serve.settings import ServerSettings
+
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_model, plain)
+    (plain / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    path = plain / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": None}))
+    url, strict = (start_server(ServerSettings(strict=strict), model=plain) for strict in (False, True))
+
+    def post(base: str, **fields: Any) -> httpx.Response:
+        request = {k: v for k, v in body().items() if k != "thinking"} | fields
+        return httpx.post(base + CHAT, json=request, trust_env=False, timeout=30)
+
+    answer = post(url, reasoning_effort="high", chat_template_kwargs={"thinking": True}, verbosity="low")
+    assert answer.status_code == 200
+    assert answer.headers["x-shoal-ignored"] == "verbosity, reasoning_effort, chat_template_kwargs.thinking"
+    for fields in ({}, {"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}):
+        assert "x-shoal-ignored" not in post(url, **fields).headers
+    refusal = post(strict, think=True)
+    assert refusal.status_code == 400 and refusal.json()["error"]["param"] == "think"
 
 
 def test_n_answers_have_their_own_seeds_and_one_bill(client: httpx.Client) -> None:

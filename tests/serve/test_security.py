@@ -91,6 +91,13 @@ def test_no_cors_header_unless_listed(live_server: str, start_server: Any) -> No
     origin = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
     preflight = http.options(listed + CHAT, headers=origin | {"access-control-request-method": "POST"})
     assert preflight.status_code == 204
+    asked = "Authorization, x-stainless-os, X-Stainless-Lang, anthropic-version, anthropic-beta, x-api-key, x-evil"
+    preflight = http.options(
+        listed + CHAT,
+        headers=origin | {"access-control-request-method": "POST", "access-control-request-headers": asked},
+    )
+    allowed = set(preflight.headers["access-control-allow-headers"].split(", "))
+    assert {name.lower() for name in asked.split(", ")} - allowed == {"x-evil"}
     answer = http.post(listed + CHAT, headers=origin, json=hi())
     assert (
         answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://app.example"
@@ -357,6 +364,18 @@ def test_too_many_requests_at_once_are_told_to_wait(start_server: Any) -> None:
         while session.post(CHAT, json=hi()).status_code != 200:
             assert time.monotonic() < until, "the place is not given back"
             threading.Event().wait(0.05)
+
+
+def test_one_key_cannot_take_all_places(start_server: Any) -> None:
+    keys = {name: hash_key(key) for name, key in KEYS.items()}
+    url = start_server(ServerSettings(keys=keys, max_requests=2))
+    ann, bob = ({"authorization": f"Bearer {KEYS[name]}"} for name in KEYS)
+    with httpx.Client(base_url=url, timeout=30, trust_env=False) as session:
+        long = hi(max_tokens=1500, stream=True, ignore_eos=True)
+        with session.stream("POST", CHAT, json=long, headers=ann) as running:
+            assert running.status_code == 200
+            assert session.post(CHAT, json=hi(), headers=ann).status_code == 429
+            assert session.post(CHAT, json=hi(), headers=bob).status_code == 200
 
 
 def test_logs_hold_no_content(locked: str, caplog: pytest.LogCaptureFixture) -> None:

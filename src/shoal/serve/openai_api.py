@@ -7,6 +7,7 @@ import contextlib
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ class OpenAIApi:
 
     def __init__(self, settings: ServerSettings, models: ModelTable, metrics: Metrics):
         self.settings, self.models, self.metrics = settings, models, metrics
-        self._in_work = 0
+        self._in_work: Counter[str] = Counter()  # by owner
 
     # ---- models
 
@@ -100,36 +101,50 @@ class OpenAIApi:
     # ---- answers
 
     @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._in_work >= self.settings.max_requests:
-            raise ApiError(429, f"{self._in_work} requests are in work already; try again in a moment",
+    def _place(self, owner: str) -> Iterator[None]:
+        """A place in the queue while the block runs. Where there are several keys, one of them gets at most half of
+        all places, so that nobody can shut the others out. Raises ApiError 429."""
+        places = self.settings.max_requests
+        share = max(places // 2, 1) if len(self.settings.keys) > 1 else places
+        if self._in_work.total() >= places or self._in_work[owner] >= share:
+            yours = self._in_work[owner]
+            raise ApiError(429, f"too many requests are in work, {yours} of them yours; try again in a moment",
                            headers={"retry-after": "2"})  # fmt: skip
-        self._in_work += 1
+        self._in_work[owner] += 1
         try:
             yield
         finally:
-            self._in_work -= 1
+            self._in_work[owner] -= 1
 
     def _reply(self, request: Sampling, send: Send) -> Reply:
-        headers = {}
-        if ignored := [name for name in request.ignored if _SAFE_NAME.fullmatch(name)][:30]:
-            if self.settings.strict:
-                raise bad_field(ignored[0], f"fields this server does not know: {', '.join(ignored)}")
-            headers["x-shoal-ignored"] = ", ".join(ignored)
-        return Reply(send, stream=bool(request.stream), headers=headers,
-                     keep_alive_seconds=self.settings.keep_alive_seconds)  # fmt: skip
+        reply = Reply(send, stream=bool(request.stream), headers={},
+                      keep_alive_seconds=self.settings.keep_alive_seconds)  # fmt: skip
+        known = [name for name in request.ignored if _SAFE_NAME.fullmatch(name)]
+        self._tell_ignored(reply, known[:30], "fields this server does not know")
+        return reply
+
+    def _tell_ignored(self, reply: Reply, names: Sequence[str], why: str) -> None:
+        """Name in a header what was asked and will not be done; a 400 on a strict server."""
+        if names and self.settings.strict:
+            raise bad_field(names[0], f"{why}: {', '.join(names)}")
+        if names:
+            told = reply.headers.get("x-shoal-ignored")
+            reply.headers["x-shoal-ignored"] = ", ".join([*([told] if told else []), *names])
 
     async def chat_completions(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = validated(ChatRequest, parse_object(await read_body(receive)))
         self.models.slot(request.model)
         reply = self._reply(request, send)
-        with self._place():
+        with self._place(scope["shoal.owner"]):
             await while_connected(receive, reply.run(self._chat(scope["shoal.owner"], request, reply)))
 
     async def _chat(self, owner: str, request: ChatRequest, reply: Reply) -> None:
         slot = self.models.slot(request.model)
         opened = await self.models.open(request.model)
-        thinking, budget = answers.thinking_of_request(opened, request.effort())
+        effort = request.effort()
+        if opened.protocol.thinking != "native" and effort not in (None, "off"):
+            self._tell_ignored(reply, request.thinking_fields, "this model does not think first")
+        thinking, budget = answers.thinking_of_request(opened, effort)
         prompt = await answers.render_chat(opened, request.parsed_messages(), thinking=thinking)
         limit = self._limit(opened, prompt, request.limit, "messages", reply)
         params = sampling_params(
@@ -275,7 +290,7 @@ class OpenAIApi:
         request = validated(CompletionRequest, parse_object(await read_body(receive)))
         self.models.slot(request.model)
         reply = self._reply(request, send)
-        with self._place():
+        with self._place(scope["shoal.owner"]):
             await while_connected(receive, reply.run(self._complete(scope["shoal.owner"], request, reply)))
 
     async def _complete(self, owner: str, request: CompletionRequest, reply: Reply) -> None:

@@ -65,8 +65,6 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 Text = Annotated[str, BeforeValidator(_text)]
 Salt = Annotated[Text, Field(max_length=512)]
 
-# Known fields of other servers that do not touch the answer's text: accepted, and named as ignored.
-_HARMLESS = ("timings_per_token",)
 # Fields that ask for another answer than the one we would give.
 _UNSUPPORTED = {
     "functions": "functions are", "function_call": "functions are", "grammar": "grammars are",
@@ -254,8 +252,8 @@ class ChatRequest(Sampling):
         if named or choice == "required":
             raise not_yet("tool_choice", "calling tools is")
 
-    def effort(self) -> Thinking | None:
-        """The one meaning of all the dialects; None when nothing is said. Contradictions are a 400."""
+    def _said_of_thinking(self) -> list[tuple[str, Thinking | Literal["on"]]]:
+        """(field, meaning) of every dialect that the request uses; raises ApiError for what is none."""
         said: list[tuple[str, Thinking | Literal["on"]]] = []
         if self.reasoning_effort is not None:
             said.append(("reasoning_effort", _effort("reasoning_effort", self.reasoning_effort)))
@@ -283,6 +281,16 @@ class ChatRequest(Sampling):
                     "chat_template_kwargs",
                     "chat_template_kwargs: only thinking, enable_thinking and reasoning_effort are accepted",
                 )
+        return said
+
+    @property
+    def thinking_fields(self) -> list[str]:
+        """The fields that speak of thinking, as the request spelt them."""
+        return [place for place, _ in self._said_of_thinking()]
+
+    def effort(self) -> Thinking | None:
+        """The one meaning of all the dialects; None when nothing is said. Contradictions are a 400."""
+        said = self._said_of_thinking()
         exact: set[Thinking] = {value for _, value in said if value != "on"}
         if len(exact) > 1 or ("off" in exact and any(value == "on" for _, value in said)):
             places = " and ".join(place for place, _ in said)

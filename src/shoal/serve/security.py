@@ -39,7 +39,16 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _PUBLIC = re.compile(r"/|/health|/favicon\.ico|/static/.*|/api/session")
 _READS = ("GET", "HEAD")
 _NO_KEY = "a key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
-_CORS_HEADERS = "authorization, content-type, x-api-key, x-request-id"
+# What the official clients send from a browser; x-stainless-* are their names and versions.
+_CORS_HEADERS = (
+    "authorization",
+    "content-type",
+    "x-api-key",
+    "x-request-id",
+    "anthropic-version",
+    "anthropic-beta",
+)
+_CORS_PREFIX = re.compile(r"x-stainless-[a-z0-9-]{1,64}")
 
 
 class Door:
@@ -81,7 +90,7 @@ class Door:
                 if self._check(scope, headers):
                     await self.app(scope, limited(receive), send_with_headers)
                 else:
-                    await _send_preflight(send_with_headers)
+                    await _send_preflight(headers, send_with_headers)
             except ApiError as refusal:
                 error = refusal
             except HTTPException as refusal:
@@ -253,10 +262,12 @@ async def send_error(error: ApiError, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_preflight(send: Send) -> None:
+async def _send_preflight(asked: dict[bytes, bytes], send: Send) -> None:
+    names = asked.get(b"access-control-request-headers", b"").decode("latin-1").lower().split(",")
+    stainless = [name for name in map(str.strip, names) if _CORS_PREFIX.fullmatch(name)][:30]
     headers = [
         (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-        (b"access-control-allow-headers", _CORS_HEADERS.encode()),
+        (b"access-control-allow-headers", ", ".join([*_CORS_HEADERS, *stainless]).encode()),
         (b"access-control-max-age", b"600"),
     ]
     await send({"type": "http.response.start", "status": 204, "headers": headers})
