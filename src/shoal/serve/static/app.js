@@ -89,24 +89,26 @@ function Thread({ onToggle }) {
   const busy = Boolean(runningMessage());
   const second = Math.floor(Date.now() / 1_000);
   const turns = turnsOf(pathTo(chat.messages, chat.leaf));
-  return html`${turns.map(
-    (turn, index) => html`<section key=${turn[0].id} class=${index === turns.length - 1 ? "turn last" : "turn"}>
-    ${turn.map((message) => {
-      const versions = siblings(chat.messages, message);
-      return html`<${MessageView}
-        key=${message.id}
-        message=${message}
-        revision=${message.revision}
-        versions=${versions}
-        count=${versions.length}
-        busy=${busy}
-        editing=${state.editing === message.id}
-        tick=${isRunning(message) ? second : 0}
-        language=${language}
-        onToggle=${onToggle}
-      />`;
-    })}${index === turns.length - 1 && html`<${Failure} />`}</section>`,
-  )}`;
+  const view = (/** @type {Message} */ message) => {
+    const versions = siblings(chat.messages, message);
+    return html`<${MessageView}
+      key=${message.id}
+      message=${message}
+      revision=${message.revision}
+      versions=${versions}
+      count=${versions.length}
+      busy=${busy}
+      editing=${state.editing === message.id}
+      tick=${isRunning(message) ? second : 0}
+      language=${language}
+      onToggle=${onToggle}
+    />`;
+  };
+  return turns.map((turn, index) => {
+    const last = index === turns.length - 1;
+    const kind = last ? (state.room ? "turn last room" : "turn last") : "turn";
+    return html`<section key=${index} class=${kind}>${turn.map(view)}${last && html`<${Failure} />`}</section>`;
+  });
 }
 
 function Header() {

@@ -47,7 +47,7 @@ export async function openChat(id) {
     const leaf = runningMessage()?.id ?? leafBelow(known, kept && known.has(kept) ? kept : null);
     Object.assign(state.chat ?? {}, { leaf });
     state.toEnd += 1;
-    state.online = true;
+    Object.assign(state, { online: true, room: Boolean(runningMessage()) });
     followRunning();
   } catch (error) {
     fail(error, () => openChat(id));
@@ -154,6 +154,7 @@ export async function send(content, parentId = state.chat?.leaf ?? null) {
     const sending = { id: "sending", parent_id: parentId, role: "user", content, reasoning: "", status: "done" };
     chat.messages.set("sending", /** @type {any} */ (sending));
     chat.leaf = "sending";
+    state.room = true;
     state.toEnd += 1;
     changed();
     const body = { parent_id: parentId, content, model: state.modelId, thinking: effort() };
@@ -188,6 +189,7 @@ function begin(messages) {
   const chat = /** @type {import("./store.js").Chat} */ (state.chat);
   for (const message of messages) adopt(message);
   chat.leaf = messages[messages.length - 1].id;
+  state.room = true;
   state.toEnd += 1;
   sessionStorage.removeItem(`leaf:${chat.id}`);
   followRunning();

@@ -39,6 +39,7 @@ export const state = {
   live: new Map(),
   /** @type {{message: string, hint: string, retry: () => void} | null} a question that did not get through */
   failure: null,
+  room: false, // whether the last turn holds room below it: after a question, not in a chat that was only opened
   toEnd: 0, // counts the occasions on which the thread goes to its end: a chat opened, a question sent
   online: true,
   /** @type {{text: string, action: string, run: () => void} | null} */
