@@ -154,6 +154,9 @@ def test_the_context_never_exceeds_what_network_and_cache_hold(
         (Request([384]), "prompt"),
         (Request([-1]), "prompt"),
         (Request([1], adapter="poet"), "adapter"),
+        (Request([1], SamplingParams(logit_bias=[5])), "request"),  # type: ignore[arg-type]
+        (Request([1], SamplingParams(logit_bias={"AI": 1})), "request"),  # type: ignore[dict-item]
+        (Request([1], SamplingParams(seed="now")), "request"),  # type: ignore[arg-type]
     ],
 )
 def test_requests_that_cannot_run_are_refused_at_the_door(

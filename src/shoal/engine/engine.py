@@ -117,11 +117,11 @@ class Engine:
         handle = Handle(request, self._stir)
         try:
             active = self._admit(request, handle)
+        except ShoalError:
+            raise
         except (
-            TypeError,
-            ValueError,
-            OverflowError,
-        ) as error:  # the API checks each field; this is the last door
+            Exception
+        ) as error:  # the API checks each field; this is the last door, for whatever else comes
             raise InvalidRequest("request", f"a parameter has the wrong type or size: {error}") from error
         with self._changed:
             if self._closing:
