@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from shoal.cli import main
+from shoal.cli.chat import _summary
 from shoal.data.tokenizer import train_tokenizer
+from shoal.engine.types import Finished, Timings, Usage
 from shoal.model.checkpoint.save import save_checkpoint
 from shoal.model.config import ModelConfig
 from shoal.model.transformer import CausalLM
@@ -75,8 +77,20 @@ def test_one_answer_as_json(shoal: Run, model: Path) -> None:
     answer = json.loads(out)
     assert answer["model"] == "tiny" and answer["finish_reason"] in ("length", "stop")
     assert 1 <= answer["usage"]["completion_tokens"] <= 6 and answer["timings"]["first_token_seconds"] > 0
+    cost = answer["cost"]
+    assert (
+        cost["flops"] > 0 and cost["seconds"] > 0 and cost["tokens"] == answer["usage"]["completion_tokens"]
+    )
+    assert cost["device"] and {"utilisation", "joules", "usd", "price_date"} <= set(cost)
     again = json.loads(shoal(model, *options, text="hello\n")[1])  # by a pipe
     assert (again["content"], again["reasoning"]) == (answer["content"], answer["reasoning"])
+
+
+def test_the_quiet_line_names_the_cost() -> None:
+    finished = Finished("stop", Usage(10, 5, 0), Timings(0.0, 0.5, 0.5, 1.0))
+    line = _summary(finished, {"usd": 0.0000312})
+    assert line == "5 tokens · 4.0 tok/s · 0.5 s to first · about $3.1e-05"
+    assert "$" not in _summary(finished, {"usd": None})
 
 
 def test_one_answer_as_text(shoal: Run, model: Path) -> None:

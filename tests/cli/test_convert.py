@@ -74,6 +74,23 @@ def test_there_and_back_loses_nothing(tmp_path: Path, source: Path, tokenizer: T
     assert load_tokenizer(tmp_path / "back").encode(text) == tokenizer.encode(text)
 
 
+@pytest.mark.parametrize(
+    ("quant", "target", "dtype"),
+    [("8", "x.gguf", "q8_0"), ("8", "x", "fp8"), ("fp8", "x", "fp8"), ("none", "x", "float32")],
+)
+def test_quant_is_short_for_a_format(
+    tmp_path: Path, source: Path, quant: str, target: str, dtype: str
+) -> None:
+    result = convert(source, tmp_path / target, "--quant", quant, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["dtype"] == dtype
+
+
+def test_quant_nonsense(tmp_path: Path, source: Path) -> None:
+    for options in (("--quant", "3"), ("--quant", "8", "--dtype", "fp8"), ("--quant", "q8_0")):
+        with pytest.raises(UsageError):
+            convert(source, tmp_path / "x", *options)
+
+
 def test_fp8_and_back_keeps_the_draft_layers(tmp_path: Path, source: Path) -> None:
     assert convert(source, tmp_path / "fp8", "--dtype", "fp8").exit_code == 0
     dtypes = {name: dtype for name, (dtype, _, _) in inspect(tmp_path / "fp8").tensors.items()}

@@ -66,12 +66,16 @@ def test_the_card_says_what_it_cannot_do() -> None:
         "usd": None,
     }
     receipt = {"kind": "sft", "tokens": 1000, "seconds": 60.0, "device": "cpu", "joules": None, "usd": 0.01}
+    pretrain["details"] = {"bits_per_byte": 0.61234, "tokens": 100}
     receipt["parent"] = pretrain
+    receipt["details"] = {"acceptance": 0.7311, "drafted": 4000}
     chat = [Message("user", "hi"), Message("assistant", "```\n# heading", reasoning_content="A greeting.")]
     text = card("tiny", ["Two layers."], result(), {"en": [chat]}, receipt)
     assert "at least 90% right: sum (level 1-2)." in text
     assert "under 70% right: order (level 3-5, 25%)." in text
     assert "| en | 0.500 |" not in text and "| English | 0.500 |" in text
+    assert "| sft |  | 73.1% of 4,000 |" in text and "| pretrain | 0.612 |  |" in text
+    assert "Measured while" not in card("tiny", [], result(), {}, {"kind": "sft", "details": {}})
     assert "100.0% (83.9-100.0, n=20)" in text
     assert "| pretrain | 9,000 | 600 | cpu | 5 () | unknown |" in text and "| sft | 1,000 |" in text
     assert "````text\nuser: hi\n(A greeting.)\nassistant: ```\n# heading\n````" in text

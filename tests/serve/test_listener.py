@@ -81,6 +81,22 @@ def test_the_next_free_port_unless_one_was_asked_for(monkeypatch: pytest.MonkeyP
         taken.close()
 
 
+def test_json_and_the_risk_of_a_network(tiny_model: Path) -> None:
+    """Programs read where it listens; people are told who may come in, and that keys are readable."""
+    process = start(tiny_model, "--port", "0", "--json", "--host", "0.0.0.0", "--api-key", "k" * 32)
+    try:
+        assert process.stdout
+        said = json.loads(process.stdout.readline())
+        assert said["models"] == ["tiny"] and said["url"].startswith("http://127.0.0.1:")
+        assert httpx.get(f"{said['url']}/v1/models", trust_env=False).status_code == 401
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=15)
+        assert "listening on 0.0.0.0" in errors and "plain HTTP" in errors and "k" * 32 not in errors
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize("key", [None, "short", "x" * 21])
 def test_the_network_is_not_let_in_without_a_good_key(key: str | None, tiny_model: Path) -> None:
     with pytest.raises(UsageError, match="everyone in the network"):

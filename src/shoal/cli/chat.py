@@ -144,6 +144,7 @@ class _Chat:
                 "finish_reason": finished.reason,
                 "usage": asdict(finished.usage),
                 "timings": asdict(finished.timings),
+                "cost": self._cost(finished),
             }
             typer.echo(json.dumps(result, ensure_ascii=False))
             return
@@ -151,7 +152,7 @@ class _Chat:
             _, finished = self._show(stream)
         self._check(finished)
         if sys.stderr.isatty():
-            print(_dim(_summary(finished), sys.stderr), file=sys.stderr)
+            print(_dim(_summary(finished, self._cost(finished)), sys.stderr), file=sys.stderr)
 
     # ---- a conversation
 
@@ -189,7 +190,7 @@ class _Chat:
             self._messages.pop()  # the question was not answered: it may be asked again, shorter
             raise
         self._messages.append(Message("assistant", text))
-        print(_dim(_summary(finished)))
+        print(_dim(_summary(finished, self._cost(finished))))
         if finished.error:
             print(f"error: {finished.error}", file=sys.stderr)
 
@@ -237,6 +238,22 @@ class _Chat:
         thinking, budget = thinking_of(self.think)
         params: SamplingParams = replace(self.opened.defaults, **self._given)
         return stream_chat(self.opened, self._messages, params, thinking=thinking, thinking_budget=budget)
+
+    def _cost(self, finished: Finished) -> dict[str, Any]:
+        """The answer's bill; nobody shares the engine with it."""
+        from shoal.cost.meter import answer_cost
+        from shoal.model.counts import answer_flops
+
+        usage, timings = finished.usage, finished.timings
+        return answer_cost(
+            timings.prompt_seconds + timings.decode_seconds,
+            answer_flops(
+                self.opened.config, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+            ),
+            usage.completion_tokens,
+            device=self.opened.device,
+            cores=self.opened.engine.runner.threads,
+        )
 
     def _check(self, finished: Finished) -> None:
         if finished.error is not None:
@@ -287,13 +304,15 @@ def _interruptible(stream: ChatStream) -> Iterator[ChatEvent]:
         yield event
 
 
-def _summary(finished: Finished) -> str:
+def _summary(finished: Finished, cost: dict[str, Any]) -> str:
     """The quiet line under an answer."""
     usage, timings = finished.usage, finished.timings
     parts = [f"{usage.completion_tokens} tokens"]
     if usage.completion_tokens > 1 and timings.decode_seconds > 0:
         parts.append(f"{(usage.completion_tokens - 1) / timings.decode_seconds:.1f} tok/s")
     parts.append(f"{timings.first_token_seconds:.1f} s to first")
+    if cost["usd"] is not None:
+        parts.append(f"about ${cost['usd']:.2g}")  # the energy behind it is an estimate
     if why := {"length": "cut at the limit", "cancelled": "stopped", "error": "failed"}.get(finished.reason):
         parts.append(why)
     return " · ".join(parts)

@@ -37,6 +37,10 @@ def command(
     dtype: str | None = typer.Option(
         None, help="float32, bfloat16, float16, fp8 (folders), q8_0 (GGUF). Default: as the source is stored."
     ),
+    quant: str | None = typer.Option(
+        None,
+        help="8: the 8-bit format of DST, q8_0 (GGUF) or fp8 (folders). none: float32. In place of --dtype.",
+    ),
     force: bool = typer.Option(
         False, "--force", help="Replace what is at DST (a checkpoint or a .gguf file only)."
     ),
@@ -51,12 +55,19 @@ def command(
 
       shoal convert smollm2 smollm2-folder --dtype bfloat16
 
-      shoal convert runs/nano/checkpoint nano.gguf --dtype q8_0
+      shoal convert runs/nano/checkpoint nano.gguf --quant 8
 
       shoal convert DeepSeek-V2-Lite DeepSeek-V2-Lite-FP8 --dtype fp8
     """
     to_gguf = target.suffix.lower() == ".gguf"
     allowed = _GGUF if to_gguf else _FOLDER
+    if quant is not None:
+        if dtype is not None:
+            raise UsageError("--quant and --dtype both name a format", hint="Give one of them.")
+        formats = {"none": "float32", "8": "q8_0" if to_gguf else "fp8", "q8_0": "q8_0", "fp8": "fp8"}
+        if quant not in formats:
+            raise UsageError(f"unknown --quant {quant}", hint=f"One of {', '.join(formats)}.")
+        dtype = formats[quant]
     if dtype is not None and dtype not in allowed:
         kind = "a GGUF file" if to_gguf else "a folder"
         raise UsageError(

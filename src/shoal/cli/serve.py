@@ -105,6 +105,12 @@ def command(
 
     def ready() -> None:
         line = f"shoal serves {', '.join(table.names())} at {url}"
+        if not settings.local:
+            typer.echo(
+                f"listening on {sock.getsockname()[0]}: whoever reaches this machine and has the key may use it;"
+                " keys and chats travel readable over plain HTTP",
+                err=True,
+            )
         print(json.dumps({"url": url, "models": table.names()}) if as_json else line, flush=True)
         if open_page:
             import webbrowser

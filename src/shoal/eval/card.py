@@ -101,6 +101,19 @@ def _receipt(receipt: Mapping[str, Any] | None) -> list[str]:
     return ["## What it cost", "", markdown(rows), ""] if len(rows) > 1 else []
 
 
+def _measured(receipt: Mapping[str, Any] | None) -> list[str]:
+    """What training itself measured on held-out text, the last run first."""
+    rows = [["after", "held-out bits per byte", "drafts accepted (MTP)"]]
+    while receipt:
+        details = receipt.get("details") or {}
+        bits, accepted = details.get("bits_per_byte"), details.get("acceptance")
+        if bits is not None or accepted is not None:
+            drafts = "" if accepted is None else f"{accepted:.1%} of {details.get('drafted', 0):,}"
+            rows.append([str(receipt.get("kind", "")), "" if bits is None else f"{bits:.3f}", drafts])
+        receipt = receipt.get("parent")
+    return ["## Measured while it was trained", "", markdown(rows), ""] if len(rows) > 1 else []
+
+
 def card(
     name: str,
     facts: Sequence[str],
@@ -131,6 +144,7 @@ def card(
     if bits := result.get("bits_per_byte"):
         rows = [["language", "bits per byte"], *([LANGUAGE_NAMES[k], f"{v:.3f}"] for k, v in bits.items())]
         lines += ["## Bits per byte of held-out text", "", markdown(rows), ""]
+    lines += _measured(receipt)
     lines += _receipt(receipt)
     lines += [
         "## Transcripts",

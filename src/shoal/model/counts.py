@@ -107,6 +107,12 @@ def decode_flops(c: ModelConfig, context: float) -> float:
     return 2 * matrices_active(c) + c.num_hidden_layers * 2 * c.num_attention_heads * width * context
 
 
+def answer_flops(c: ModelConfig, prompt_tokens: int, cached_tokens: int, new_tokens: int) -> float:
+    """FLOPs of an answer: what of the prompt was not cached, then the new tokens one by one."""
+    read = (prompt_tokens - cached_tokens) * decode_flops(c, (cached_tokens + prompt_tokens) / 2)
+    return read + new_tokens * decode_flops(c, prompt_tokens + new_tokens / 2)
+
+
 def kv_numbers_per_token(c: ModelConfig) -> int:
     """Cached numbers per token and layer: latent and rotated key (MLA), or keys and values."""
     if c.uses_mla:

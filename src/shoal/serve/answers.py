@@ -238,19 +238,15 @@ def cost_object(opened: Opened, finished: Sequence[Finished]) -> dict[str, Any]:
     Answers that run together share the machine: their seconds are divided by how many there are at the end.
     """
     from shoal.cost.meter import answer_cost
-    from shoal.model.counts import decode_flops
+    from shoal.model.counts import answer_flops
 
-    seconds = flops = 0.0
-    tokens = 0
-    for each in finished:
-        usage = each.usage
-        seconds += each.timings.prompt_seconds + each.timings.decode_seconds
-        read = usage.prompt_tokens - usage.cached_tokens
-        total = usage.prompt_tokens + usage.completion_tokens
-        flops += read * decode_flops(opened.config, usage.prompt_tokens // 2)
-        flops += usage.completion_tokens * decode_flops(opened.config, (usage.prompt_tokens + total) // 2)
-        tokens += usage.completion_tokens
+    used = [each.usage for each in finished]
+    seconds = sum(each.timings.prompt_seconds + each.timings.decode_seconds for each in finished)
     sharing = max(opened.engine.stats().running + 1, len(finished))
     return answer_cost(
-        seconds / sharing, flops, tokens, device=opened.device, cores=opened.engine.runner.threads
+        seconds / sharing,
+        sum(answer_flops(opened.config, u.prompt_tokens, u.cached_tokens, u.completion_tokens) for u in used),
+        sum(usage.completion_tokens for usage in used),
+        device=opened.device,
+        cores=opened.engine.runner.threads,
     )
