@@ -24,6 +24,19 @@ def test_json_is_one_object_on_stdout_and_progress_goes_to_stderr(tmp_path: Path
     assert "tokens/s" in outcome.stderr and "report" in outcome.stderr
 
 
+def test_a_report_that_cannot_be_written_costs_an_exit_code_and_no_checkpoint(tmp_path: Path):
+    # C77
+    (tmp_path / "report.html").mkdir()
+    words = ["--run", str(tmp_path), "--sft.tokens", "0", "--mtp.tokens=0", "--run.eval_tokens", "0"]
+    outcome = CliRunner().invoke(app, ["train", RECIPE, *words, "--json", "--train.tokens", "1000"])
+    error = outcome.exception
+    assert isinstance(error, ShoalError) and error.exit_code == 1
+    assert "train: the report failed (cannot write" in error.message and "is whole" in error.hint
+    result = json.loads(outcome.stdout)
+    assert result["finished"] and len(result["failures"]) == 1
+    assert Path(result["checkpoint"], "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

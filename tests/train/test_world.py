@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -44,5 +45,11 @@ def test_two_gloo_processes_give_one_process_s_weights(tmp_path: Path):
         if name.endswith("e_score_correction_bias"):
             assert torch.equal(value, two[name]) and value.any()
         torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-4, msg=name)
+    # C74: another number of processes is told when such a run goes on
+    assert train(load_recipe(RECIPE, OVERRIDES), tmp_path / "two", resume=True).finished
+    lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line.get("event") == "processes"]
+    assert [(line["before"], line["now"]) for line in told] == [(2, 1)]
+    assert not any("processes" in line for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines())
     steps = [(tmp_path / run / "log.jsonl").read_text().count('"loss"') for run in ("one", "two")]
     assert steps[0] == steps[1] > 3
