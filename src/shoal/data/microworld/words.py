@@ -253,11 +253,6 @@ PLACES = tuple(
         ("hill", "on", "丘"),
     )
 )
-OUTSIDE = tuple(
-    p
-    for p in PLACES
-    if p.en in ("park", "river", "sea", "forest", "garden", "farm", "lake", "hill", "bridge")
-)
 WEATHERS = (
     ("sunny", "晴れた"),
     ("rainy", "雨の"),

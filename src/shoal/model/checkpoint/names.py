@@ -72,22 +72,3 @@ def to_disk(state: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tuple[
     if has_mtp(state, config):
         for copy, parameter in mtp_copies(config).items():
             yield copy, state[parameter]
-
-
-def from_disk(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The inverse of `to_disk` for tensors already in memory: stacks the experts, drops the shared copies.
-
-    (`load.py` fills a network without this second copy; this is for tests and small tools.) Raises KeyError when an
-    expert of a stack is missing.
-    """
-    import torch
-
-    copies = mtp_copies(config)
-    state: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        parameter, expert = parameter_of(name)
-        if expert is None and name not in copies:
-            state[name] = tensor
-        elif expert is not None and parameter not in state:
-            state[parameter] = torch.stack([tensors[part] for part in disk_names(parameter, config)])
-    return state

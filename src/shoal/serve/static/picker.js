@@ -80,11 +80,12 @@ export function ModelPicker() {
   };
   const items = state.models.map((each) => {
     const checked = each.id === chosen.id;
+    const facts = each.error ? t("model.loadFailed", { name: each.name }) : sizes(each);
     return html`<button type="button" key=${each.id} role="menuitemradio" aria-checked=${checked} onClick=${choose(each.id)}>
       <span class="tick">${checked && html`<${Icon} name="check" />`}</span>
       <span class="about">
         <b>${each.name}</b>${each.loaded && html`<i>${t("model.loaded")}</i>`}
-        <span>${words(each.description)}</span><span class="numbers">${sizes(each)}</span>
+        <span>${words(each.description)}</span><span class="numbers" title=${each.error ?? ""}>${facts}</span>
       </span>
     </button>`;
   });

@@ -12,7 +12,7 @@
  *   lastEvent: number}} Chat
  * @typedef {{id: string, name: string, description: any, size_bytes: number, parameters: number,
  *   parameters_active: number, context: number, thinking: "none" | "native" | "adapter", loaded: boolean,
- *   examples: Record<string, string[]>, languages: string[]}} Model
+ *   error?: string | null, examples: Record<string, string[]>, languages: string[]}} Model
  * @typedef {{state: "queued" | "loading" | "prompt" | "thinking" | "writing", since: number, position?: number,
  *   bytes_done?: number, bytes_total?: number, processed?: number, total?: number, cached?: number, seconds?: number,
  *   thinkingSince?: number, stopping?: boolean}} Live what a running answer is doing
