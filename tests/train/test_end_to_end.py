@@ -23,7 +23,7 @@ FACTS = {
     "What do bees make?": "Bees make honey, 蜂蜜 in Japanese.",
 }
 WORDS = """--train.tokens 0 --mtp.tokens 0 --sft.tokens 25000 --sft.tokens_per_step 512 --sft.row_length 128
---sft.micro_batch_tokens 512 --sft.lr 0.01 --sft.head_lr 0.02 --sft.router_lr 0.01 --run.eval_tokens 0 
+--sft.micro_batch_tokens 512 --sft.lr 0.01 --sft.head_lr 0.02 --sft.router_lr 0.01 --run.eval_tokens 0
 --run.save_seconds 1000 --run.dtype float32 --model.hidden_size 64"""
 
 
