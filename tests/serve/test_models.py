@@ -96,6 +96,8 @@ def test_a_model_that_cannot_be_loaded(tiny_model: Path, tmp_path: Path) -> None
         assert response.status_code == 500 and "cut short" in response.json()["error"]["message"]
         assert response.headers["x-should-retry"] == "false"
         assert client.get("/api/models/broken").json()["status"] == "error"
+        shown = {model["id"]: model["error"] for model in client.get("/api/state").json()["models"]}
+        assert shown["tiny"] is None and "cut short" in shown["broken"]  # the picker's word
         chat = client.post("/api/chats", json={"model": "broken"}).json()["id"]
         client.post(f"/api/chats/{chat}/messages", json={"content": "hi"})
         with client.stream("GET", f"/api/chats/{chat}/events") as events:
