@@ -92,6 +92,10 @@ def test_a_model_that_cannot_be_loaded(tiny_model: Path, tmp_path: Path) -> None
     gate.open.set()
     table = ModelTable([card_of("tiny", tiny_model), ModelCard("broken", "broken")], gate)
     with serving(table, tmp_path) as client:
+        while (
+            client.get("/health").status_code != 200
+        ):  # a wait behind its load would begin with a sign of life
+            threading.Event().wait(0.05)
         response = client.post("/v1/chat/completions", json=ASK | {"model": "broken"})
         assert response.status_code == 500 and "cut short" in response.json()["error"]["message"]
         assert response.headers["x-should-retry"] == "false"
