@@ -307,9 +307,11 @@ def test_an_interrupt_saves_first_and_the_folder_admits_one_run(whole: Path, tmp
     process = subprocess.Popen([*command, *words], env=environment, stderr=subprocess.PIPE, text=True)
     while "step 4" not in process.stderr.readline():
         assert process.poll() is None
+    process.send_signal(signal.SIGSTOP)  # the run takes seconds: it must not end while we look
     with pytest.raises(ShoalError, match="another process"):
         train(load_recipe(RECIPE), tmp_path)
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     errors = process.communicate()[1]
     assert process.returncode == 130 and "stopped after step" in errors and "Traceback" not in errors
     state = load_state(tmp_path / "state")
