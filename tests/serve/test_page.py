@@ -406,9 +406,11 @@ def test_thoughts_open_while_thinking_and_fold_when_the_answer_begins(open_page:
     assert page.evaluate("window.views") == ["thoughts peek", "thoughts folded"]
     assert re.search(r"Thought for .*\d+ tokens", page.locator(".thoughts > button").inner_text())
     page.set_viewport_size({"width": 1200, "height": 500})
-    top = page.evaluate(
-        "(node => { node.scrollTop = 40; return node.scrollTop; })(document.querySelector('.scroll'))"
-    )
+    settle = "() => new Promise(done => setTimeout(() => requestAnimationFrame(done), 300))"
+    page.evaluate(settle)  # the new size has been laid out: what moves from here on is the panel's doing
+    page.evaluate("document.querySelector('.scroll').scrollTop = 40")
+    page.evaluate(settle)
+    top = page.evaluate("document.querySelector('.scroll').scrollTop")
     page.click(".thoughts > button")
     page.wait_for_selector(".thoughts.full")
     assert abs(page.evaluate("document.querySelector('.scroll').scrollTop") - top) <= 5
