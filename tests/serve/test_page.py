@@ -260,7 +260,7 @@ def test_a_question_is_answered_in_a_stream(open_page: Any, server: str) -> None
     numbers = page.locator(".turn.last .numbers").inner_text()
     assert re.fullmatch(r"[\d.,]+ tok/s · [\d,]+ tokens · [\d.]+ s to first · (< )?\$[\d.]+", numbers)
     page.click(".turn.last button.numbers")
-    assert "Tokens written" in page.locator("dialog").inner_text()
+    page.wait_for_selector("dialog:has-text('Tokens written')")
     page.keyboard.press("Escape")
     assert page.title() == "Show me around · Shoal"
     page.reload()
@@ -274,7 +274,8 @@ def test_stop_keeps_the_text_and_the_next_question_works(open_page: Any, server:
     page.click(".round.stop")  # perhaps before the first token
     finished(page)
     ask(page, "and stop later", wait=False)
-    page.wait_for_selector("text=Line 5 of a long answer.")
+    # The last answer's fifth line: the first answer may have come as far before it was stopped.
+    page.wait_for_selector(".turn.last .answer:has-text('Line 5 of a long answer.')")
     page.keyboard.press("Escape")
     finished(page)
     assert "Stopped" in page.locator(".turn.last .ending").inner_text()
@@ -309,6 +310,7 @@ def test_regenerate_and_edit_make_a_tree(open_page: Any, server: str) -> None:
     finished(page)
     assert page.locator(".bubble").all_inner_texts() == ["second wording"]
     page.click(".question [aria-label='Previous version']")
+    page.wait_for_selector(".bubble:has-text('first wording')")
     assert page.locator(".bubble").all_inner_texts() == ["first wording"]
     page.wait_for_selector(".answer .versions:has-text('2/2')")
     page.click(".answer [aria-label='Previous version']")
