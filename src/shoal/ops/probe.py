@@ -12,7 +12,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.files import atomic_write_text, shoal_home
 
@@ -118,20 +118,28 @@ def measure(device: str = "cpu") -> Probe:
     )
 
 
+def _cache() -> dict[str, Any]:
+    """What earlier probes left in `$SHOAL_HOME/probe.json`; empty if it is absent or damaged."""
+    try:
+        cache = json.loads((shoal_home() / "probe.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return cache if isinstance(cache, dict) else {}
+
+
 def cached_peak(device: str = "cpu") -> float | None:
     """The best product rate (FLOP/s) that an earlier probe of this device left in the cache; None if none did.
 
     Never measures, so that an answer's receipt costs nothing.
     """
     try:
-        cache = json.loads((shoal_home() / "probe.json").read_text())
         rates = [
             max(entry["gemm_flops_per_second"].values())
-            for key, entry in cache.items()
+            for key, entry in _cache().items()
             if key.startswith(f"{device_name(device)} | ")
         ]
         return max(rates, default=None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -144,17 +152,15 @@ def probe(device: str = "cpu", *, fresh: bool = False) -> Probe:
 
     threads = torch.get_num_threads() if device == "cpu" else 0
     key = f"{device_name(device)} | {threads} threads of {os.cpu_count()} | torch {torch.__version__}"
-    path = shoal_home() / "probe.json"
-    try:
-        cache = json.loads(path.read_text())
-        if not fresh:
-            return Probe(**cache[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        cache = {}
-    result = measure(device)
-    if isinstance(cache, dict):
+    cache = _cache()
+    if not fresh:
         try:
-            atomic_write_text(path, json.dumps({**cache, key: asdict(result)}, indent=1))
-        except Exception:  # a read-only home must not stop a run
-            return result
+            return Probe(**cache[key])
+        except (KeyError, TypeError):
+            pass  # not measured yet, or not in a form we know
+    result = measure(device)
+    try:
+        atomic_write_text(shoal_home() / "probe.json", json.dumps({**cache, key: asdict(result)}, indent=1))
+    except Exception:  # a read-only home must not stop a run
+        pass
     return result
