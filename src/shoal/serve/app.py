@@ -44,7 +44,7 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
         Route("/health", health),
         Route("/metrics", show_metrics),
         *_openai_routes(openai),
-        *_page_routes(page),
+        *page.routes(),
     ]
 
     @contextlib.asynccontextmanager
@@ -71,27 +71,6 @@ def _openai_routes(api: OpenAIApi) -> list[Route]:
             Route(f"{prefix}/models/{{model:path}}", api.retrieve_model),
         ]
     return routes
-
-
-def _page_routes(api: AppApi) -> list[Route]:
-    chat, message = "/api/chats/{chat}", "/api/chats/{chat}/messages/{message}"
-    return [
-        Route("/api/state", api.state),
-        Route("/api/session", api.login, methods=["POST"]),
-        Route("/api/models/{model:path}/load", api.load_model, methods=["POST"]),
-        Route("/api/models/{model:path}", api.model_state),
-        Route("/api/chats", api.list_chats),
-        Route("/api/chats", api.create_chat, methods=["POST"]),
-        Route(chat, api.get_chat),
-        Route(chat, api.rename_chat, methods=["PATCH"]),
-        Route(chat, api.delete_chat, methods=["DELETE"]),
-        Route(f"{chat}/restore", api.restore_chat, methods=["POST"]),
-        Route(f"{chat}/events", Endpoint(api.events), methods=["GET"]),
-        Route(f"{chat}/messages", api.post_message, methods=["POST"]),
-        Route(f"{message}/regenerate", api.regenerate, methods=["POST"]),
-        Route(f"{message}/stop", api.stop, methods=["POST"]),
-        Route(f"{message}/feedback", api.feedback, methods=["POST"]),
-    ]
 
 
 class _Routes:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import shoal
@@ -15,8 +16,9 @@ from shoal.serve.body import Model, parse_object, read_body, validated
 from shoal.serve.errors import ApiError, bad_field
 from shoal.serve.generation import Generations
 from shoal.serve.models import ModelTable, Slot
+from shoal.serve.openai_api import Endpoint
+from shoal.serve.page_bodies import Feedback, Login, NewChat, NewMessage, Regenerate, RenameChat
 from shoal.serve.reply import Reply, while_connected
-from shoal.serve.schemas import Feedback, Login, NewChat, NewMessage, Regenerate, RenameChat
 from shoal.serve.security import SESSION_COOKIE, Door
 from shoal.serve.settings import ServerSettings
 from shoal.serve.store import FINAL, Store
@@ -36,6 +38,26 @@ class AppApi:
     def __init__(self, settings: ServerSettings, models: ModelTable, store: Store, generations: Generations):
         self.settings, self.models, self.store, self.generations = settings, models, store, generations
         self.door: Door | None = None  # set by the app: who opens sessions
+
+    def routes(self) -> list[Route]:
+        chat, message = "/api/chats/{chat}", "/api/chats/{chat}/messages/{message}"
+        return [
+            Route("/api/state", self.state),
+            Route("/api/session", self.login, methods=["POST"]),
+            Route("/api/models/{model:path}/load", self.load_model, methods=["POST"]),
+            Route("/api/models/{model:path}", self.model_state),
+            Route("/api/chats", self.list_chats),
+            Route("/api/chats", self.create_chat, methods=["POST"]),
+            Route(chat, self.get_chat),
+            Route(chat, self.rename_chat, methods=["PATCH"]),
+            Route(chat, self.delete_chat, methods=["DELETE"]),
+            Route(f"{chat}/restore", self.restore_chat, methods=["POST"]),
+            Route(f"{chat}/events", Endpoint(self.events), methods=["GET"]),
+            Route(f"{chat}/messages", self.post_message, methods=["POST"]),
+            Route(f"{message}/regenerate", self.regenerate, methods=["POST"]),
+            Route(f"{message}/stop", self.stop, methods=["POST"]),
+            Route(f"{message}/feedback", self.feedback, methods=["POST"]),
+        ]
 
     # ---- the server
 
