@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shoal.model.config import ModelConfig
-from shoal.model.rope import RotaryEmbedding, inverse_frequencies, rotate, softmax_scale, yarn_mscale
+from shoal.model.frequencies import inverse_frequencies, softmax_scale, yarn_mscale
+from shoal.model.rope import RotaryEmbedding, rotate
 
 MLA: dict[str, Any] = dict(
     model_type="deepseek_v3", vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=1,

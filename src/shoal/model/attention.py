@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
+from shoal.model.frequencies import softmax_scale
 from shoal.model.norm import RMSNorm
-from shoal.model.rope import Rotation, rotate, softmax_scale
+from shoal.model.rope import Rotation, rotate
 
 LATENT_NORM_EPS = 1e-6
 """Of q_a_layernorm and kv_a_layernorm: a constant in the released models, whatever rms_norm_eps says."""
