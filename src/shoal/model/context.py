@@ -77,7 +77,8 @@ class RowsContext(TokenContext):
         self._masks: dict[torch.dtype, Tensor] = {}
         if document_ids is not None and bool((document_ids != document_ids[:, :1]).any()):
             self._seen_BLL = (document_ids[:, :, None] == document_ids[:, None, :]).tril()
-            self._firsts = row_attention.first_keys(self._seen_BLL)
+            if self._seen_BLL.device.type == "cpu":
+                self._firsts = row_attention.first_keys(self._seen_BLL)
 
     @property
     def balance_loss(self) -> Tensor | None:

@@ -7,6 +7,8 @@ forward and in the backward pass here, where plain indexing would scatter-add in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,10 +72,15 @@ def grouped_linear(rows_RD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Ten
     """rows [R, D], sorted by expert with counts [E] rows each -> [R, F], rows of expert e times weight[e]^T.
 
     `grouped_mm` where it applies (row lengths a multiple of 16 bytes, a device that has it), else one product per
-    expert over splits.
+    expert over splits. Under autocast both operands take its dtype, as in torch's own matrix products (which do not
+    count `grouped_mm` among themselves).
     """
+    kind = rows_RD.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        rows_RD, weight_EFD = rows_RD.to(dtype), weight_EFD.to(dtype)
     aligned = all(size * rows_RD.element_size() % 16 == 0 for size in weight_EFD.shape[1:])
-    if aligned and rows_RD.device.type in ("cpu", "cuda"):
+    if aligned and kind in ("cpu", "cuda"):
         offsets = counts_E.cumsum(0, dtype=torch.int32)
         return F.grouped_mm(rows_RD, weight_EFD.transpose(1, 2), offs=offsets)
     parts = rows_RD.split(counts_E.tolist())
@@ -82,8 +89,38 @@ def grouped_linear(rows_RD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Ten
     )
 
 
+@dataclass(frozen=True)
+class Sorted:
+    """The order of rows: sorted by expert, `counts_E` rows each; row r is of token `token_of_row[r]`."""
+
+    counts_E: Tensor
+    token_of_row: Tensor
+
+    def of_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of some tokens (indices, in order) and how many of them each expert has."""
+        rows = torch.isin(self.token_of_row, tokens).nonzero()[:, 0]
+        ends = self.counts_E.cumsum(0)
+        expert_of_row = torch.searchsorted(ends, rows, right=True)
+        return rows, torch.zeros_like(self.counts_E).scatter_add_(0, expert_of_row, torch.ones_like(rows))
+
+
+Product = Callable[[int, Tensor, Tensor, Sorted], Tensor]
+"""(0 gate, 1 up, 2 down; rows; stack; their order) -> rows; a `grouped_linear` that may add something."""
+
+
+def _plain(which: int, rows_RD: Tensor, weight_EFD: Tensor, order: Sorted) -> Tensor:
+    return grouped_linear(rows_RD, weight_EFD, order.counts_E)
+
+
 def experts(
-    x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+    x_TD: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    gate_EFD: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    *,
+    product: Product = _plain,
 ) -> Tensor:
     """`experts_reference` with all rows of an expert side by side and three grouped products.
 
@@ -97,8 +134,9 @@ def experts(
     token_of_row = pair_of_row // k
     counts_E = torch.zeros(gate_EFD.shape[0], dtype=pairs.dtype, device=pairs.device)
     counts_E.scatter_add_(0, pairs, torch.ones_like(pairs))
+    order = Sorted(counts_E, token_of_row)
 
     rows_RD = _Dispatch.apply(x_TD, token_of_row, row_of_pair, k)
-    h_RF = F.silu(grouped_linear(rows_RD, gate_EFD, counts_E)) * grouped_linear(rows_RD, up_EFD, counts_E)
+    h_RF = F.silu(product(0, rows_RD, gate_EFD, order)) * product(1, rows_RD, up_EFD, order)
     h_RF = h_RF * weights_TK.reshape(-1).index_select(0, pair_of_row).to(h_RF.dtype)[:, None]
-    return _Combine.apply(grouped_linear(h_RF, down_EDF, counts_E), token_of_row, row_of_pair, k)
+    return _Combine.apply(product(2, h_RF, down_EDF, order), token_of_row, row_of_pair, k)

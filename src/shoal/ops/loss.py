@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-_CHUNK_BYTES = 8 * 2**20  # of fp32 logits
+_CHUNK_BYTES = 8 * 2**20  # of fp32 logits, near a CPU core's cache
+_CHUNK_BYTES_GPU = 512 * 2**20  # a GPU wants few large kernels
 
 
 def linear_cross_entropy_reference(
@@ -42,7 +43,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else None
         )
         loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
-        chunk = max(64, _CHUNK_BYTES // (4 * vocabulary))
+        chunk_bytes = _CHUNK_BYTES if hidden_TD.device.type == "cpu" else _CHUNK_BYTES_GPU
+        chunk = max(64, chunk_bytes // (4 * vocabulary))
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
             hidden, labels = hidden_TD[part], labels_T[part, None]

@@ -40,8 +40,12 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """`rms_norm_reference` over the last axis of x [..., D]; torch's own outside of fp32 training on a CPU."""
+    """`rms_norm_reference` over the last axis of x [..., D]; torch's own outside of fp32 training on a CPU.
+
+    The result has the wider type of x and weight; torch has a fused kernel for equal types only.
+    """
     trains = torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad)
     if trains and x.dtype == weight_D.dtype == torch.float32 and x.device.type == "cpu":
         return _RMSNorm.apply(x.reshape(-1, x.shape[-1]), weight_D, eps).view(x.shape)
-    return F.rms_norm(x, (x.shape[-1],), weight_D, eps)
+    dtype = torch.promote_types(x.dtype, weight_D.dtype)
+    return F.rms_norm(x.to(dtype), (x.shape[-1],), weight_D.to(dtype), eps)

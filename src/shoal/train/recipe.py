@@ -47,6 +47,9 @@ class RunRecipe:
         "auto", "matrix products; auto: a short measurement decides", choices=("auto", "float32", "bfloat16")
     )
     threads: int = knob(0, "CPU threads; 0: as many as PyTorch takes", unit="threads", resumable=True)
+    workers: int = knob(
+        0, "processes that prepare rows ahead (for a GPU); 0: the main process does", unit="processes"
+    )
     save_seconds: float = knob(180.0, "time between saved states", unit="seconds", resumable=True)
     log_steps: int = knob(10, "steps between lines of log.jsonl", unit="steps", resumable=True)
     eval_tokens: int = knob(65536, "held-out tokens measured after each stage", unit="tokens", resumable=True)
@@ -349,6 +352,12 @@ def _check(recipe: Recipe) -> list[str]:
             faults.append(f"{name}.polar_steps must be 1 to 5")
         if len(stage.adam_betas) != 2:
             faults.append(f"{name}.adam_betas must hold two numbers")
+        if recipe.run.workers and stage.tokens and stage.source != "microworld":
+            faults.append(
+                f"run.workers shares out generated text, but {name}.source is read in one stream: use 0"
+            )
+    if recipe.run.workers < 0:
+        faults.append("run.workers must be at least 0")
     if not (recipe.train.tokens or recipe.sft.tokens):
         faults.append("neither train.tokens nor sft.tokens is above 0: there is nothing to do")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,6 +15,7 @@ from shoal.data.packing import IGNORED, Example, Packer, Rows, stack
 from shoal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from shoal.data.types import Document
 from shoal.train.loop import Batch
+from shoal.train.prefetch import PrefetchedRows
 from shoal.train.recipe import DataRecipe, Recipe, StageRecipe, value_at
 from shoal.train.world import World
 
@@ -67,12 +69,14 @@ class PackedRows:
         *,
         world: World | None = None,
         split: str = "train",
+        share: tuple[int, int] = (0, 1),
     ):
+        """`share` (w, W): of the source's parts only w, w + W, w + 2W, ..."""
         self.recipe: StageRecipe = getattr(recipe, stage)
         self.world = world or World()
         seed = recipe.run.seed + {"train": 0, "sft": 1, "mtp": 2}[stage] * 7919
         self.packer = Packer(
-            lambda part: open_part(self.recipe, seed, part, split),
+            lambda part: open_part(self.recipe, seed, part * share[1] + share[0], split),
             tokenizer,
             protocol_for(tokenizer, model_type=recipe.model["model_type"]),
             loss_on=cast(Literal["all", "assistant"], self.recipe.loss_on),
@@ -100,6 +104,9 @@ class PackedRows:
         """Go on where `state` was taken."""
         self.packer.restore(state)
 
+    def close(self) -> None:
+        """Nothing to give back."""
+
     def _batch(self, rows: Rows, separate: bool) -> Batch:
         labels = torch.from_numpy(rows.labels)
         return Batch(
@@ -109,3 +116,26 @@ class PackedRows:
             tokens=rows.tokens,
             text_bytes=int(self.bytes_of_id[labels[labels != IGNORED]].sum()),
         )
+
+
+@dataclass(frozen=True)
+class _MakeRows:
+    """What a worker process needs to make its share of a stage's rows."""
+
+    recipe: Recipe
+    stage: str
+    tokenizer_folder: Path
+    world: World
+
+    def __call__(self, worker: int, workers: int) -> PackedRows:
+        tokenizer = load_tokenizer(self.tokenizer_folder)
+        return PackedRows(self.recipe, self.stage, tokenizer, world=self.world, share=(worker, workers))
+
+
+def stage_rows(
+    recipe: Recipe, stage: str, tokenizer: Tokenizer, tokenizer_folder: Path, world: World
+) -> PackedRows | PrefetchedRows:
+    """The rows of a stage, packed in this process or by `run.workers` processes."""
+    if not recipe.run.workers:
+        return PackedRows(recipe, stage, tokenizer, world=world)
+    return PrefetchedRows(_MakeRows(recipe, stage, tokenizer_folder, world), recipe.run.workers)

@@ -197,8 +197,9 @@ class Run:
             runner = Stage(self, stage, recipe, previous=optimizer)
             optimizer = runner.trainer.optimizer
             left = None if stop_after is None else stop_after - self.steps_of_this_call
-            if not runner.run(left):
-                return False
+            with contextlib.closing(runner.rows):
+                if not runner.run(left):
+                    return False
         if self.world.rank == 0:
             report = "no report"
             with self.attempt(last, "the report"):

@@ -20,7 +20,7 @@ from shoal.train.objective import DraftObjective, NextToken
 from shoal.train.optim import Optimizer
 from shoal.train.recipe import StageRecipe, value_at
 from shoal.train.router import RouterBalance
-from shoal.train.rows import PackedRows
+from shoal.train.rows import PackedRows, stage_rows
 from shoal.train.state import State, save_state
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Stage:
         trunk = run.config.num_hidden_layers
         layers = range(trunk, run.config.num_layers_with_mtp) if drafts else range(trunk)
         router = RouterBalance(run.network, set(layers))
-        self.rows = PackedRows(run.recipe, name, run.tokenizer, world=run.world)
+        self.rows = stage_rows(run.recipe, name, run.tokenizer, run.folder / "tokenizer", run.world)
         self.trainer = Trainer(
             recipe,
             objective,
