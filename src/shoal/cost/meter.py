@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from shoal.cost.energy import EnergyMeter, energy_meter
-from shoal.cost.hardware import Device, catalogue
+from shoal.cost.hardware import Device, catalogue, device_entry
 from shoal.cost.receipt import Receipt
 
 
@@ -54,9 +54,9 @@ class Meter:
         from shoal.ops.probe import device_name
 
         self.device_name = device_name(self.device)
-        self._entry = catalogue().find(self.device_name, "gpu" if self.device.startswith("cuda") else "cpu")
-        watts = self._entry.watts if self._entry else 0.0
-        self._energy: EnergyMeter = energy_meter(self.device, watts)
+        self._entry = device_entry(self.device)
+        watts = self._entry.watts if self._entry else None
+        self._energy: EnergyMeter = energy_meter(self.device, watts or 0.0)
         self._running_since: float | None = None
         self._joules_at_start = 0.0
 
@@ -94,7 +94,7 @@ class Meter:
     def joules(self) -> float | None:
         """Energy so far; None on a device that has neither a meter nor a stated power."""
         if self._energy.source == "estimated":
-            if self._entry is None:
+            if self._entry is None or self._entry.watts is None:
                 return None
             if self._entry.kind == "gpu":  # no counter to read: the boards' power for the whole time
                 return self._entry.watts * self.seconds * self.processes
@@ -160,8 +160,10 @@ def answer_cost(
     """
     from shoal.ops import probe
 
-    entry = _entry(device)
-    joules = None if entry is None else entry.watts * seconds * (cores if entry.kind == "cpu" else 1.0)
+    entry = _known_entry(device)
+    joules = None
+    if entry is not None and entry.watts is not None:
+        joules = entry.watts * seconds * (cores if entry.kind == "cpu" else 1.0)
     price = price_of(entry, seconds, joules)
     peak = probe.cached_peak(device)
     return {
@@ -179,15 +181,4 @@ def answer_cost(
     }
 
 
-_entries: dict[str, Device | None] = {}
-_lock = threading.Lock()
-
-
-def _entry(device: str) -> Device | None:
-    with _lock:
-        if device not in _entries:
-            from shoal.ops.probe import device_name
-
-            kind = "gpu" if device.startswith("cuda") else "cpu"
-            _entries[device] = catalogue().find(device_name(device), kind)
-        return _entries[device]
+_known_entry = functools.cache(device_entry)  # asked once per answer; the name of a CPU is read from a file
