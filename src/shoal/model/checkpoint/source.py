@@ -93,6 +93,10 @@ class SafetensorsSource:
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
         return {name: (info.dtype, info.shape, info.nbytes) for name, info in self._infos.items()}
 
+    def info(self, name: str) -> TensorInfo:
+        """Where a tensor of the disk lies."""
+        return self._infos[name]
+
     def _parts(self, parameter: str) -> list[TensorInfo]:
         return [self._infos[name] for name in names.disk_names(parameter, self.config)]
 
@@ -208,6 +212,10 @@ class GgufSource:
             }
         findings.extra = sorted(set(self.file.tensors) - used)
         return findings
+
+    def stored(self, parameter: str) -> gguf_map.Stored:
+        """Where a parameter lies, and its numbers as fp32."""
+        return self._stored[parameter]
 
     def nbytes(self, parameter: str) -> int:
         return sum(tensor.nbytes for tensor in self._stored[parameter].tensors)
