@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "train": {"model", "data", "cost", "ops"},
     "engine": {"model", "data", "ops"},
     "eval": {"engine", "train", "model", "data", "cost", "ops"},
+    "tune": {"train", "engine", "eval", "model", "data", "cost", "ops"},
     "serve": {"engine", "data", "cost", "eval", "model"},
-    "cli": {"serve", "eval", "train", "engine", "model", "data", "cost", "ops"},
+    "cli": {"serve", "tune", "eval", "train", "engine", "model", "data", "cost", "ops"},
 }
 GROUND = {"errors", "files", "__version__"}  # anybody may use the ground floor
 
