@@ -144,7 +144,7 @@ def routes() -> list[tuple[str, str]]:
     found = []
     for route in app.routes:
         path = route.path.replace("{model:path}", "tiny").replace("{path:path}", "x.js")
-        path = path.replace("{chat}", "0" * 32).replace("{message}", "1" * 32)
+        path = path.replace("{chat}", "0" * 32).replace("{message}", "1" * 32).replace("{entry}", "0" * 32)
         found += [(method, path) for method in sorted(route.methods - {"HEAD"})]
     return found
 
@@ -192,8 +192,10 @@ def test_two_owners_never_see_each_other(locked: str) -> None:
     ):
         chat = ann.post("/api/chats", json={"title": "private"}).json()["id"]
         sent = {"parent_id": None, "content": "hi", "params": {"max_tokens": 2}}
-        made = ann.post(f"/api/chats/{chat}/messages", json=sent).json()
+        made = ann.post(f"/api/chats/{chat}/messages", json=sent | {"beside": "tiny"}).json()
         message = made["assistant"]["id"]
+        prompt = {"kind": "prompt", "name": "mine", "text": "private words"}
+        entry = ann.post("/api/library", json=prompt).json()["id"]
         ann.get(f"/api/chats/{chat}/events")
         mine = f"/api/chats/{chat}"
         asked = [
@@ -201,14 +203,20 @@ def test_two_owners_never_see_each_other(locked: str) -> None:
             ("GET", f"{mine}/events", None), ("POST", f"{mine}/restore", {}), ("POST", f"{mine}/messages", sent),
             ("POST", f"{mine}/messages/{message}/regenerate", {}), ("POST", f"{mine}/messages/{message}/stop", {}),
             ("POST", f"{mine}/messages/{message}/feedback", {"value": 1}),
+            ("POST", f"{mine}/messages/{message}/continue", {}), ("POST", f"{mine}/messages/{message}/tokens", {}),
+            ("POST", f"{mine}/messages/{message}/prefer", {"over": made["assistants"][1]["id"]}),
+            ("POST", f"/api/library/{entry}", prompt), ("DELETE", f"/api/library/{entry}", None),
         ]  # fmt: skip
         covered = {
-            (method, path.replace(chat, "0" * 32).replace(message, "1" * 32)) for method, path, _ in asked
+            (method, path.replace(chat, "0" * 32).replace(message, "1" * 32).replace(entry, "0" * 32))
+            for method, path, _ in asked
         }
         assert covered == {route for route in routes() if "0" * 32 in route[1]}, "a route is not asked"
         for method, path, body in asked:
             assert bob.request(method, path, json=body).status_code == 404, (method, path)
         assert bob.get("/api/chats").json() == {"chats": []} == bob.get("/api/chats?q=private").json()
+        assert bob.get("/api/library").json() == {"entries": []}
+        assert [each["id"] for each in ann.get("/api/library").json()["entries"]] == [entry]
         own = bob.post("/api/chats", json={}).json()["id"]
         stolen = bob.post(f"/api/chats/{own}/messages", json=sent | {"parent_id": message})
         assert stolen.status_code == 404

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import ShoalError
-from shoal.serve.store import UNDO_SECONDS, Store
+from shoal.serve.store import _MIGRATIONS, UNDO_SECONDS, Store
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_search_shows_where_and_follows_deletion(store: Store) -> None:
     chat_id, _ = talk(store, "a", "x" * 100 + " the needle " + "y" * 100)
     snippet = store.chats("a", query="needle")[0]["snippet"]
     assert "needle" in snippet and snippet.startswith("…") and len(snippet) < 120
-    store.rename_chat("a", chat_id, "Heuhaufen")
+    store.change_chat("a", chat_id, title="Heuhaufen")
     assert store.chats("a", query="heuhau")[0]["id"] == chat_id
     store.delete_chat("a", chat_id)
     assert store.chats("a", query="needle") == [] == store.chats("a")
@@ -88,7 +88,7 @@ def test_every_query_asks_for_the_owner(store: Store) -> None:
     chat_id, ids = talk(store, "a", "q", "answer")
     assert store.chat("b", chat_id) is None and store.messages("b", chat_id) == []
     assert store.message("b", chat_id, ids[0]) is None and store.path("b", chat_id, ids[1]) == []
-    assert not store.rename_chat("b", chat_id, "x") and not store.delete_chat("b", chat_id)
+    assert not store.change_chat("b", chat_id, title="x") and not store.delete_chat("b", chat_id)
     assert not store.update_message("b", ids[1], content="x")
     assert not store.add_feedback("b", chat_id, ids[1], 1, edited=None, note=None)
     assert store.add_message("b", chat_id, parent_id=None, role="user", content="x") is None
@@ -149,3 +149,60 @@ def test_files_that_cannot_be_used_are_named_and_left_alone(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(ShoalError, match="folder"):
         Store(tmp_path / "file" / "chats.sqlite")
+
+
+def test_temporary_chats_are_in_no_file_and_in_no_list(store: Store, tmp_path: Path) -> None:
+    side = store.temporary
+    chat_id, ids = talk(side, "a", "a very secret question", "and its answer")
+    assert store.of(chat_id) is side is store.of(ids[0]) and store.of("0" * 32) is store
+    assert store.chats("a") == [] == store.chats("a", query="secret")
+    assert side.delete_chat("a", chat_id) and not side.restore_chat("a", chat_id)
+    assert side._db.execute("SELECT count(*) FROM messages").fetchone()[0] == 0
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "home").iterdir())
+
+
+def test_pinned_chats_come_first_and_only_once(store: Store) -> None:
+    first, second, third = (talk(store, "a", name)[0] for name in "xyz")
+    assert store.change_chat("a", first, pinned=True, settings={"system": "be brief"})
+    page = store.chats("a", limit=1)
+    assert [chat["id"] for chat in page] == [first, third] and page[0]["settings"] == {"system": "be brief"}
+    older = store.chats("a", limit=5, before=page[-1]["updated_at"])
+    assert [chat["id"] for chat in older] == [second]
+
+
+def test_a_preference_is_between_two_answers_to_one_question(store: Store) -> None:
+    chat_id, ids = talk(store, "a", "q", "a1", "q2", "a3")
+    other = store.add_message("a", chat_id, parent_id=ids[0], role="assistant", content="a2")
+    assert other
+    assert store.add_preference("a", chat_id, ids[1], other["id"])
+    assert store.add_preference("a", chat_id, other["id"], ids[1])  # a change of mind
+    values = {m["content"]: m["preference"] for m in store.messages("a", chat_id)}
+    assert values == {"q": 0, "a1": -1, "q2": 0, "a3": 0, "a2": 1}
+    for chosen, rejected in ((ids[1], ids[3]), (ids[1], ids[1]), (ids[0], ids[1]), (ids[1], "0" * 32)):
+        assert not store.add_preference("a", chat_id, chosen, rejected)
+    assert not store.add_preference("b", chat_id, ids[1], other["id"])
+
+
+def test_an_answer_that_is_continued_is_found_whole(store: Store) -> None:
+    chat_id, ids = talk(store, "a", "q", "the first half")
+    store.update_message("a", ids[1], status="queued")
+    assert store.chats("a", query="first half") == []
+    store.update_message("a", ids[1], content="the first half and the rest", status="done")
+    assert [chat["id"] for chat in store.chats("a", query="half and the")] == [chat_id]
+    store._db.execute("INSERT INTO search (search) VALUES ('integrity-check')")
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "chats.sqlite")
+    old.executescript(_MIGRATIONS[0] + "PRAGMA user_version = 1;")
+    old.execute("INSERT INTO chats (id, owner, title, created_at, updated_at) VALUES ('c', 'a', 'old', 1, 2)")
+    old.execute(
+        "INSERT INTO messages (id, owner, chat_id, role, content, status, created_at)"
+        " VALUES ('m', 'a', 'c', 'user', 'the old words', 'done', 1)"
+    )
+    old.commit()
+    old.close()
+    store = Store(tmp_path / "chats.sqlite")
+    (chat,) = store.chats("a", query="old words")
+    assert (chat["title"], chat["pinned"], chat["settings"]) == ("old", False, {})
+    assert store.messages("a", "c")[0]["files"] is None

@@ -17,11 +17,25 @@ from shoal.serve.errors import ApiError, bad_field
 from shoal.serve.generation import Generations
 from shoal.serve.models import ModelTable, Slot
 from shoal.serve.openai_api import Endpoint
-from shoal.serve.page_bodies import Feedback, Login, NewChat, NewMessage, Regenerate, RenameChat
+from shoal.serve.page_bodies import (
+    ChangeChat,
+    Feedback,
+    ImportedChat,
+    LibraryEntry,
+    Login,
+    NewChat,
+    NewMessage,
+    PdfFile,
+    Prefer,
+    Regenerate,
+    given,
+)
+from shoal.serve.pdf_text import pdf_text
 from shoal.serve.reply import Reply, while_connected
 from shoal.serve.security import SESSION_COOKIE, Door
 from shoal.serve.settings import ServerSettings
 from shoal.serve.store import FINAL, Store
+from shoal.serve.token_view import token_view
 
 Result = TypeVar("Result")
 TITLE_CHARACTERS = 60
@@ -49,14 +63,23 @@ class AppApi:
             Route("/api/chats", self.list_chats),
             Route("/api/chats", self.create_chat, methods=["POST"]),
             Route(chat, self.get_chat),
-            Route(chat, self.rename_chat, methods=["PATCH"]),
+            Route(chat, self.change_chat, methods=["PATCH"]),
             Route(chat, self.delete_chat, methods=["DELETE"]),
             Route(f"{chat}/restore", self.restore_chat, methods=["POST"]),
             Route(f"{chat}/events", Endpoint(self.events), methods=["GET"]),
             Route(f"{chat}/messages", self.post_message, methods=["POST"]),
             Route(f"{message}/regenerate", self.regenerate, methods=["POST"]),
+            Route(f"{message}/continue", self.go_on, methods=["POST"]),
             Route(f"{message}/stop", self.stop, methods=["POST"]),
             Route(f"{message}/feedback", self.feedback, methods=["POST"]),
+            Route(f"{message}/prefer", self.prefer, methods=["POST"]),
+            Route(f"{message}/tokens", self.tokens, methods=["POST"]),
+            Route("/api/imports", self.import_chat, methods=["POST"]),
+            Route("/api/pdf", self.read_pdf, methods=["POST"]),
+            Route("/api/library", self.library),
+            Route("/api/library", self.put_entry, methods=["POST"]),
+            Route("/api/library/{entry}", self.put_entry, methods=["POST"]),
+            Route("/api/library/{entry}", self.delete_entry, methods=["DELETE"]),
         ]
 
     # ---- the server
@@ -124,15 +147,18 @@ class AppApi:
         if body.model is not None:
             self.models.slot(body.model)
         owner = _owner(request)
+        store = self.store.temporary if body.temporary else self.store
         chat = await _off_loop(
-            lambda: self.store.create_chat(owner, title=body.title or "", model=body.model)
+            lambda: store.create_chat(
+                owner, title=body.title or "", model=body.model, settings=given(body.settings)
+            )
         )
         return _json(chat | {"messages": []}, 201)
 
     async def get_chat(self, request: Request) -> Response:
         owner, chat_id = _owner(request), request.path_params["chat"]
         chat = await self._chat(owner, chat_id)
-        messages = await _off_loop(lambda: self.store.messages(owner, chat_id))
+        messages = await _off_loop(lambda: self.store.of(chat_id).messages(owner, chat_id))
         # Nothing is awaited from here on: texts in the making and the number of the last event belong together.
         channel = self.generations.channel(owner, chat_id)
         if channel is not None:
@@ -142,16 +168,21 @@ class AppApi:
             ]
         return _json(chat | {"messages": messages, "last_event": channel.last if channel else 0})
 
-    async def rename_chat(self, request: Request) -> Response:
-        body = await _body(request, RenameChat)
+    async def change_chat(self, request: Request) -> Response:
+        body = await _body(request, ChangeChat)
         owner, chat_id = _owner(request), request.path_params["chat"]
-        _found(await _off_loop(lambda: self.store.rename_chat(owner, chat_id, body.title.strip())), "chat")
+        fields: dict[str, Any] = given(body)
+        if body.title is not None:
+            fields["title"] = body.title.strip()
+        if fields:
+            store = self.store.of(chat_id)
+            _found(await _off_loop(lambda: store.change_chat(owner, chat_id, **fields)), "chat")
         return _json(await self._chat(owner, chat_id))
 
     async def delete_chat(self, request: Request) -> Response:
         owner, chat_id = _owner(request), request.path_params["chat"]
-        _found(await _off_loop(lambda: self.store.delete_chat(owner, chat_id)), "chat")
         self.generations.stop_chat(owner, chat_id)
+        _found(await _off_loop(lambda: self.store.of(chat_id).delete_chat(owner, chat_id)), "chat")
         return Response(status_code=204)
 
     async def restore_chat(self, request: Request) -> Response:
@@ -160,31 +191,47 @@ class AppApi:
         _found(await _off_loop(lambda: self.store.restore_chat(owner, chat_id)), "chat")
         return _json(await self._chat(owner, chat_id))
 
+    async def import_chat(self, request: Request) -> Response:
+        body = await _body(request, ImportedChat)
+        owner, chat = _owner(request), body.model_dump(exclude={"messages", "settings"})
+        chat["settings"] = given(body.settings)
+        messages = [message.model_dump() for message in body.messages]
+        made = await _off_loop(lambda: self.store.import_chat(owner, chat, messages))
+        if made is None:
+            raise bad_field("messages", "messages: a parent_id names no message before it")
+        return _json(made, 201)
+
     # ---- messages
 
     async def post_message(self, request: Request) -> Response:
         body = await _body(request, NewMessage)
         owner, chat_id = _owner(request), request.path_params["chat"]
         chat = await self._chat(owner, chat_id)
-        slot = self._slot(body.model, chat)
-        if not body.content.strip():
+        slots = [self._slot(body.model, chat)]
+        if body.beside is not None:
+            slots.append(self.models.slot(body.beside))
+        if not body.content.strip() and not body.files:
             raise bad_field("content", "content: the message is empty")
         self.generations.check_place(owner)
         if body.parent_id is not None:
             await self._settled(owner, chat_id, body.parent_id)
+        store = self.store.of(chat_id)
+        files = [file.model_dump() for file in body.files] or None
         user = _found(
             await _off_loop(
-                lambda: self.store.add_message(
-                    owner, chat_id, parent_id=body.parent_id, role="user", content=body.content
+                lambda: store.add_message(
+                    owner, chat_id, parent_id=body.parent_id, role="user", content=body.content, files=files
                 )
             ),
             "message",
         )
         if not chat["title"]:
             title = next((line.strip() for line in body.content.splitlines() if line.strip()), "")
-            await _off_loop(lambda: self.store.rename_chat(owner, chat_id, title[:TITLE_CHARACTERS]))
-        assistant = await self._start(owner, chat_id, user["id"], slot, body)
-        return _json({"user": user, "assistant": assistant}, 201)
+            title = title or body.files[0].name
+            await _off_loop(lambda: store.change_chat(owner, chat_id, title=title[:TITLE_CHARACTERS]))
+        mark = {"beside": True} if len(slots) > 1 else {}
+        made = [await self._start(owner, chat, user["id"], slot, body, **mark) for slot in slots]
+        return _json({"user": user, "assistant": made[0], "assistants": made}, 201)
 
     async def regenerate(self, request: Request) -> Response:
         body = await _body(request, Regenerate)
@@ -195,33 +242,69 @@ class AppApi:
         if old["role"] != "assistant" or old["parent_id"] is None:
             raise ApiError(400, "only an answer can be made again")
         self.generations.check_place(owner)
-        return _json({"assistant": await self._start(owner, chat_id, old["parent_id"], slot, body)}, 201)
+        return _json({"assistant": await self._start(owner, chat, old["parent_id"], slot, body)}, 201)
 
     async def _start(
-        self, owner: str, chat_id: str, parent_id: str, slot: Slot, body: Regenerate
+        self, owner: str, chat: dict[str, Any], parent_id: str, slot: Slot, body: Regenerate, **mark: Any
     ) -> dict[str, Any]:
         """A new answer below `parent_id`, in the store and in work."""
-        params = body.params.model_dump(exclude_none=True) if body.params else {}
+        store, chat_id = self.store.of(chat["id"]), chat["id"]
+        params = chat["settings"] | given(body.params)
         thinking = body.thinking or "off"
-        history = await _off_loop(lambda: self.store.path(owner, chat_id, parent_id))
+        history = await _off_loop(lambda: store.path(owner, chat_id, parent_id))
         assistant = _found(
             await _off_loop(
-                lambda: self.store.add_message(
+                lambda: store.add_message(
                     owner,
                     chat_id,
                     parent_id=parent_id,
                     role="assistant",
                     status="queued",
                     model=slot.card.id,
-                    params=params | {"thinking": thinking},
+                    params=params | {"thinking": thinking} | mark,
                 )
             ),
             "message",
         )
         self.generations.start(
-            owner, chat_id, assistant, history, slot=slot, thinking=thinking, params=params
+            owner, chat_id, assistant, with_files(history), slot=slot, thinking=thinking, params=params
         )
         return assistant
+
+    async def go_on(self, request: Request) -> Response:
+        """Write on at the end of an answer that was stopped or ran out of room; by its own model and parameters."""
+        await _no_body(request)
+        owner, chat_id = _owner(request), request.path_params["chat"]
+        await self._chat(owner, chat_id)
+        message = _found(await self._message(owner, chat_id, request), "message")
+        if message["role"] != "assistant" or message["status"] not in ("stopped", "length", "error"):
+            raise ApiError(409, "only an answer that was cut can be continued")
+        slot = self.models.slot(message["model"])
+        self.generations.check_place(owner)
+        store, params = self.store.of(chat_id), dict(message["params"] or {})
+        history = await _off_loop(lambda: store.path(owner, chat_id, message["parent_id"]))
+        await _off_loop(lambda: store.update_message(owner, message["id"], status="queued", error=None))
+        begun = _found(await self._message(owner, chat_id, request), "message")
+        thinking = params.pop("thinking", "off")
+        self.generations.start(
+            owner, chat_id, begun, with_files(history), slot=slot, thinking=thinking, params=params
+        )
+        return _json({"assistant": begun}, 202)
+
+    async def tokens(self, request: Request) -> Response:
+        """The answer as its model reads it: each token's probability at its place, and the likeliest alternatives."""
+        await _no_body(request)
+        owner, chat_id = _owner(request), request.path_params["chat"]
+        message = _found(await self._message(owner, chat_id, request), "message")
+        if message["role"] != "assistant" or message["status"] not in FINAL:
+            raise ApiError(409, "only a finished answer has tokens to show")
+        slot = self.models.slot(message["model"])
+        store = self.store.of(chat_id)
+        history = await _off_loop(lambda: store.path(owner, chat_id, message["parent_id"]))
+        opened = await self.models.open(slot.card.id)
+        return _json(
+            await while_connected(request.receive, token_view(opened, with_files(history), message, owner))
+        )
 
     async def stop(self, request: Request) -> Response:
         await _no_body(request)
@@ -232,20 +315,50 @@ class AppApi:
 
     async def feedback(self, request: Request) -> Response:
         body = await _body(request, Feedback)
-        owner, chat_id, message_id = (
-            _owner(request),
-            request.path_params["chat"],
-            request.path_params["message"],
-        )
+        owner, chat_id = _owner(request), request.path_params["chat"]
+        message_id, store = request.path_params["message"], self.store.of(chat_id)
         _found(
             await _off_loop(
-                lambda: self.store.add_feedback(
+                lambda: store.add_feedback(
                     owner, chat_id, message_id, body.value, edited=body.edited, note=body.note
                 )
             ),
             "message",
         )
         return _json(_found(await self._message(owner, chat_id, request), "message"))
+
+    async def prefer(self, request: Request) -> Response:
+        """This answer rather than that one, to the same question: a pair to train on."""
+        body = await _body(request, Prefer)
+        owner, chat_id = _owner(request), request.path_params["chat"]
+        message_id, store = request.path_params["message"], self.store.of(chat_id)
+        made = await _off_loop(lambda: store.add_preference(owner, chat_id, message_id, body.over))
+        _found(made, "pair of answers")
+        return _json({"messages": await _off_loop(lambda: store.messages(owner, chat_id))})
+
+    # ---- what people bring
+
+    async def read_pdf(self, request: Request) -> Response:
+        body = await _body(request, PdfFile)
+        return _json(await pdf_text(body.pdf))
+
+    async def library(self, request: Request) -> Response:
+        owner = _owner(request)
+        return _json({"entries": await _off_loop(lambda: self.store.library(owner))})
+
+    async def put_entry(self, request: Request) -> Response:
+        body = await _body(request, LibraryEntry)
+        owner, entry = _owner(request), request.path_params.get("entry")
+        kind, name, text = body.kind, body.name, {"text": body.text}
+        made = await _off_loop(lambda: self.store.put_entry(owner, entry, kind=kind, name=name, body=text))
+        return _json({"id": _found(made, "entry")}, 200 if entry else 201)
+
+    async def delete_entry(self, request: Request) -> Response:
+        owner, entry = _owner(request), request.path_params["entry"]
+        _found(await _off_loop(lambda: self.store.delete_entry(owner, entry)), "entry")
+        return Response(status_code=204)
+
+    # ---- events
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The chat's numbered events as a stream; 204 when there is nothing to read, so that a browser stops asking."""
@@ -272,15 +385,17 @@ class AppApi:
     # ---- helpers
 
     async def _chat(self, owner: str, chat_id: str) -> dict[str, Any]:
-        return _found(await _off_loop(lambda: self.store.chat(owner, chat_id)), "chat")
+        return _found(await _off_loop(lambda: self.store.of(chat_id).chat(owner, chat_id)), "chat")
 
     async def _message(self, owner: str, chat_id: str, request: Request) -> dict[str, Any] | None:
         message_id = request.path_params["message"]
-        return await _off_loop(lambda: self.store.message(owner, chat_id, message_id))
+        return await _off_loop(lambda: self.store.of(chat_id).message(owner, chat_id, message_id))
 
     async def _settled(self, owner: str, chat_id: str, message_id: str) -> None:
         """Nobody can answer below a text that still grows."""
-        parent = _found(await _off_loop(lambda: self.store.message(owner, chat_id, message_id)), "message")
+        parent = _found(
+            await _off_loop(lambda: self.store.of(chat_id).message(owner, chat_id, message_id)), "message"
+        )
         if parent["status"] not in FINAL:
             raise ApiError(
                 409, "that answer is still being written; stop it first or wait", param="parent_id"
@@ -291,6 +406,17 @@ class AppApi:
         if asked is None and chat["model"] in self.models.slots:
             asked = chat["model"]
         return self.models.slot(asked)
+
+
+def with_files(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as the model gets them: attached texts before the question, as DeepSeek-R1's README has it."""
+    form = "[file name]: {name}\n[file content begin]\n{text}\n[file content end]\n"
+    return [
+        message | {"content": "".join(form.format(**file) for file in message["files"]) + message["content"]}
+        if message["files"]
+        else message
+        for message in history
+    ]
 
 
 def _owner(request: Request) -> str:

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from shoal.data.types import Message
 from shoal.engine.handle import Handle
 from shoal.engine.types import Finished, PromptProgress, Queued
 from shoal.errors import ShoalError
@@ -23,6 +22,7 @@ from shoal.serve.answers import Part
 from shoal.serve.errors import ApiError
 from shoal.serve.metrics import Metrics
 from shoal.serve.models import ModelTable, Slot
+from shoal.serve.page_prompt import page_prompt
 from shoal.serve.store import Store
 
 if TYPE_CHECKING:
@@ -35,11 +35,16 @@ RETAIN_SECONDS = 120.0
 FLUSH_SECONDS = 1.0
 MAX_RUNNING = 16
 """Answers of one owner at once."""
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "seed",
+    "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+"""Parameters of a chat that the sampler knows by these names."""
 
 
 @dataclass
 class Job:
-    """One answer in the making."""
+    """One answer in the making. `message` is its row as it was at the start; it has text if that is continued."""
 
     owner: str
     chat_id: str
@@ -52,6 +57,18 @@ class Job:
     stopped: bool = False
     thinking_since: float | None = None
     thinking_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self.content = [self.message["content"]] if self.message["content"] else []
+        self.reasoning = [self.message["reasoning"]] if self.message["reasoning"] else []
+        if self.content:
+            self.thinking_seconds = self.message["thinking_seconds"]
+
+    def thought(self) -> None:
+        """The thinking is over, if there was any: how long it took, that before a continuation included."""
+        if self.thinking_since is not None and self.thinking_seconds is None:
+            before = self.message["thinking_seconds"] or 0.0
+            self.thinking_seconds = before + time.monotonic() - self.thinking_since
 
     def live(self) -> dict[str, Any]:
         """The fields of the message as they are now."""
@@ -116,7 +133,7 @@ class Generations:
         thinking: str,
         params: dict[str, Any],
     ) -> None:
-        """Begin to answer into `message` (a row of the store); `history` are the messages above it."""
+        """Begin to answer into `message` (a row of the store), or go on where it ends; `history` stands above it."""
         for key in [key for key, channel in self._channels.items() if channel.stale()]:
             del self._channels[key]
         channel = self._channels.setdefault((owner, chat_id), Channel())
@@ -204,13 +221,13 @@ class Generations:
             final = {"status": "error", "error": "a fault inside the server"}
         finally:
             flusher.cancel()
-        if job.thinking_since is not None and job.thinking_seconds is None:
-            job.thinking_seconds = time.monotonic() - job.thinking_since
+        job.thought()
         job.status = final["status"]
         fields = job.live() | {"thinking_seconds": job.thinking_seconds} | final
         try:
-            await asyncio.to_thread(self.store.update_message, job.owner, message_id, **fields)
-            whole = await asyncio.to_thread(self.store.message, job.owner, job.chat_id, message_id)
+            store = self.store.of(message_id)
+            await asyncio.to_thread(store.update_message, job.owner, message_id, **fields)
+            whole = await asyncio.to_thread(store.message, job.owner, job.chat_id, message_id)
         except Exception as fault:  # the disk is full, say: the reader still gets the answer
             log.error("message %s is not stored: %s", message_id, type(fault).__name__)
             whole = None
@@ -248,15 +265,10 @@ class Generations:
     ) -> dict[str, Any]:
         """Fill the job's texts; returns the columns of the finished message."""
         message_id = job.message["id"]
-        system = params.get("system")
-        turns = [Message(role="system", content=system)] if system else []
-        turns += [Message(role=m["role"], content=m["edited"] or m["content"]) for m in history]
         thinks, budget = answers.thinking_of_request(opened, thinking)
-        prompt = await answers.render_chat(opened, answers.repaired(turns), thinking=thinks)
+        prompt = await page_prompt(opened, history, job.message, params, thinking=thinks)
         limit = answers.check_room(opened, prompt, params.get("max_tokens"), "content")
-        chosen = {
-            name: params[name] for name in ("temperature", "top_p", "seed") if params.get(name) is not None
-        }
+        chosen = {name: params[name] for name in SAMPLING if params.get(name) is not None}
         sampling = replace(opened.defaults, **chosen, max_tokens=limit)
         job.handle = answers.submit(
             opened, prompt, sampling, salt=job.owner, param="content", thinking_budget=budget
@@ -279,7 +291,7 @@ class Generations:
         finally:
             job.handle.cancel()
         assert finished is not None
-        return self._columns(opened, finished)
+        return self._columns(job, opened, finished)
 
     def _add_part(self, channel: Channel, job: Job, part: Part) -> None:
         if not part.text:
@@ -290,24 +302,26 @@ class Generations:
                 job.thinking_since = time.monotonic()
             job.reasoning.append(part.text)
         else:
-            if job.thinking_since is not None and job.thinking_seconds is None:
-                job.thinking_seconds = time.monotonic() - job.thinking_since
+            job.thought()
             job.content.append(part.text)
         channel.put({"type": part.kind, "message": job.message["id"], "text": part.text})
 
-    def _columns(self, opened: Opened, finished: Finished) -> dict[str, Any]:
+    def _columns(self, job: Job, opened: Opened, finished: Finished) -> dict[str, Any]:
         usage, times = finished.usage, finished.timings
         cost = answers.cost_object(opened, [finished])
         self.metrics.answer(finished.reason, times.first_token_seconds, times.decode_seconds,
                             usage.completion_tokens, cost.get("joules") or 0.0)  # fmt: skip
         status = {"stop": "done", "cancelled": "stopped"}.get(finished.reason, finished.reason)
         counts = ("prompt_tokens", "completion_tokens", "cached_tokens")
+        before = job.message if job.message["content"] or job.message["reasoning"] else {}
         return {
             "status": status,
-            "reasoning_tokens": usage.reasoning_tokens,
-            "usage": {name: getattr(usage, name) for name in counts},
-            "timings": asdict(times),
-            "cost": cost,
+            "reasoning_tokens": usage.reasoning_tokens + (before.get("reasoning_tokens") or 0),
+            "usage": _added(
+                before.get("usage"), {name: getattr(usage, name) for name in counts}, "completion_tokens"
+            ),
+            "timings": _added(before.get("timings"), asdict(times), "decode_seconds"),
+            "cost": _added(before.get("cost"), cost, "seconds", "tokens", "flops", "joules", "usd"),
         }
 
     async def _flush_every_second(self, job: Job) -> None:
@@ -318,4 +332,16 @@ class Generations:
             pieces = len(job.content) + len(job.reasoning)
             if pieces != stored:
                 stored = pieces
-                await asyncio.to_thread(self.store.update_message, job.owner, job.message["id"], **job.live())
+                store = self.store.of(job.message["id"])
+                await asyncio.to_thread(store.update_message, job.owner, job.message["id"], **job.live())
+
+
+def _added(before: dict[str, Any] | None, now: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The figures of an answer that was continued: `names` are summed, the others are those of its beginning."""
+    if not before:
+        return now
+    return (
+        now
+        | before
+        | {name: (before.get(name) or 0) + now[name] for name in names if now.get(name) is not None}
+    )

@@ -1,4 +1,4 @@
-"""Chats in one SQLite file: chats, messages (a tree by `parent_id`), feedback, full-text search.
+"""Chats in one SQLite file: chats, messages (a tree by `parent_id`), feedback, preferences, the library, search.
 
 Every row has an owner and every query names one: asking for another owner's row finds nothing. Times are seconds
 since 1970. Methods block for a millisecond or so and may be called from any thread.
@@ -23,11 +23,14 @@ FINAL = ("done", "stopped", "error", "length")
 """Statuses of a message that nobody writes to any more."""
 UNDO_SECONDS = 24 * 3600.0
 """A deleted chat can be restored for so long; then it is gone."""
-_JSON = ("params", "usage", "timings", "cost")
+_JSON = ("params", "usage", "timings", "cost", "files")
 _COLUMNS = (
     "id, parent_id, role, content, reasoning, status, error, model, params, created_at, thinking_seconds,"
-    " reasoning_tokens, usage, timings, cost"
+    " reasoning_tokens, usage, timings, cost, files"
 )
+_CHAT = "id, title, model, created_at, updated_at, pinned, settings"
+TEMPORARY = "t"
+"""Ids of temporary chats and their messages begin with it; no other id can (they are hexadecimal)."""
 _FIELDS = tuple(_COLUMNS.replace(",", " ").split())
 
 # One entry a version; a file of an older version runs those it lacks. Never edit an entry, append.
@@ -68,19 +71,47 @@ _MIGRATIONS = (
         WHEN old.status IN ('done', 'stopped', 'error', 'length')
         BEGIN INSERT INTO search (search, rowid, content) VALUES ('delete', old.seq, old.content); END;
     """,
+    """
+    ALTER TABLE chats ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE chats ADD COLUMN settings TEXT; -- JSON: system, persona, parameters
+    ALTER TABLE messages ADD COLUMN files TEXT; -- JSON: [{name, text}], what was attached to a question
+    CREATE TABLE preferences (
+        seq INTEGER PRIMARY KEY, owner TEXT NOT NULL,
+        chosen_id TEXT NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+        rejected_id TEXT NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+        created_at REAL NOT NULL
+    );
+    CREATE INDEX preferences_by_chosen ON preferences (chosen_id);
+    CREATE INDEX preferences_by_rejected ON preferences (rejected_id);
+    CREATE TABLE library (
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, kind TEXT NOT NULL,
+        name TEXT NOT NULL, body TEXT NOT NULL, updated_at REAL NOT NULL
+    );
+    CREATE INDEX library_by_owner ON library (owner, kind, name);
+    -- An answer that is continued leaves the index until it is final again.
+    CREATE TRIGGER search_reopened AFTER UPDATE OF status ON messages
+        WHEN old.status IN ('done', 'stopped', 'error', 'length')
+            AND new.status NOT IN ('done', 'stopped', 'error', 'length')
+        BEGIN INSERT INTO search (search, rowid, content) VALUES ('delete', old.seq, old.content); END;
+    """,
 )
 
 
-def new_id() -> str:
+def new_id(prefix: str = "") -> str:
     """128 random bits: an id that cannot be guessed."""
-    return secrets.token_hex(16)
+    return prefix + secrets.token_hex(16)
 
 
 class Store:
-    """The file `chats.sqlite` in a folder of its own rights (0700); ":memory:" for a store that forgets."""
+    """The file `chats.sqlite` in a folder of its own rights (0700); ":memory:" for a store that forgets.
 
-    def __init__(self, path: str | Path):
+    `temporary` is such a store beside it, for the chats of which nothing is to be kept; `of` tells which one has an id.
+    """
+
+    def __init__(self, path: str | Path, *, prefix: str = ""):
         self._lock = threading.RLock()
+        self._prefix = prefix
+        self.temporary: Store = self if prefix else Store(":memory:", prefix=TEMPORARY)
         name = str(path)
         if name != ":memory:":
             folder = Path(name).parent
@@ -115,6 +146,12 @@ class Store:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+        if self.temporary is not self:
+            self.temporary.close()
+
+    def of(self, row_id: str) -> Store:
+        """The store that has (or would have) the chat or message of this id."""
+        return self.temporary if row_id.startswith(TEMPORARY) else self
 
     def _migrate(self, name: str) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -141,43 +178,65 @@ class Store:
         with self._lock:
             return self._db.execute(query, values).fetchall()
 
-    @staticmethod
-    def _purge(db: sqlite3.Connection) -> None:
-        db.execute("DELETE FROM chats WHERE deleted_at < ?", (time.time() - UNDO_SECONDS,))
+    def _purge(self, db: sqlite3.Connection) -> None:
+        now = time.time()
+        db.execute("DELETE FROM chats WHERE deleted_at < ?", (now - UNDO_SECONDS,))
+        if self._prefix:
+            db.execute("DELETE FROM chats WHERE updated_at < ?", (now - UNDO_SECONDS,))
 
     # ---- chats
 
-    def create_chat(self, owner: str, *, title: str = "", model: str | None = None) -> dict[str, Any]:
-        chat_id, now = new_id(), time.time()
+    def create_chat(
+        self,
+        owner: str,
+        *,
+        title: str = "",
+        model: str | None = None,
+        settings: dict[str, Any] | None = None,
+        created_at: float | None = None,
+    ) -> dict[str, Any]:
+        chat_id, now = new_id(self._prefix), created_at or time.time()
         with self._transaction() as db:
+            self._purge(db)
             db.execute(
-                "INSERT INTO chats (id, owner, title, model, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)",
-                (chat_id, owner, title, model, now, now),
+                "INSERT INTO chats (id, owner, title, model, created_at, updated_at, settings)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (chat_id, owner, title, model, now, now, _dump(settings)),
             )
-        return {"id": chat_id, "title": title, "model": model, "created_at": now, "updated_at": now}
+        found = self.chat(owner, chat_id)
+        assert found is not None
+        return found
 
     def chat(self, owner: str, chat_id: str) -> dict[str, Any] | None:
         """The chat without its messages; None when this owner has no such chat (or has deleted it)."""
         rows = self._rows(
-            "SELECT id, title, model, created_at, updated_at FROM chats"
-            " WHERE owner = ? AND id = ? AND deleted_at IS NULL",
-            (owner, chat_id),
+            f"SELECT {_CHAT} FROM chats WHERE owner = ? AND id = ? AND deleted_at IS NULL", (owner, chat_id)
         )
-        return dict(rows[0]) if rows else None
+        return self._chat(rows[0]) if rows else None
+
+    def _chat(self, row: sqlite3.Row) -> dict[str, Any]:
+        chat = {name: row[name] for name in _CHAT.split(", ")}
+        settings = json.loads(chat["settings"]) if chat["settings"] else {}
+        return chat | {"pinned": bool(chat["pinned"]), "settings": settings, "temporary": bool(self._prefix)}
 
     def chats(
         self, owner: str, *, query: str = "", before: float | None = None, limit: int = 50
     ) -> list[dict[str, Any]]:
-        """Newest first. With `query`: those whose title or text holds all its words, with a snippet."""
+        """The pinned ones, then the newest. With `query`: whose title or text holds all its words, with a snippet."""
         terms = query.split()
         until = before if before is not None else 1e18
         if not terms:
             rows = self._rows(
-                "SELECT id, title, model, created_at, updated_at FROM chats"
-                " WHERE owner = ? AND deleted_at IS NULL AND updated_at < ? ORDER BY updated_at DESC LIMIT ?",
-                (owner, until, limit),
+                f"SELECT {_CHAT} FROM chats WHERE owner = ? AND deleted_at IS NULL AND pinned = ? AND updated_at < ?"
+                " ORDER BY updated_at DESC LIMIT ?",
+                (owner, 0, until, limit),
             )
-            return [dict(row) for row in rows]
+            pinned = self._rows(
+                f"SELECT {_CHAT} FROM chats WHERE owner = ? AND deleted_at IS NULL AND pinned = 1"
+                " ORDER BY updated_at DESC",
+                (owner,),
+            )
+            return [self._chat(row) for row in [*(pinned if before is None else []), *rows]]
         # FTS5's trigrams need three characters; two Japanese ones are a word, so shorter terms read the texts.
         if all(len(term) >= 3 for term in terms):
             match = " AND ".join('"' + term.replace('"', '""') + '"' for term in terms)
@@ -185,30 +244,36 @@ class Store:
         else:
             found = " AND ".join(r"m.content LIKE ? ESCAPE '\'" for _ in terms)
             found_values = [_like(term) for term in terms]
+        columns = ", ".join(f"c.{name}" for name in _CHAT.split(", "))
         titled = " AND ".join(r"c.title LIKE ? ESCAPE '\'" for _ in terms)
         rows = self._rows(
-            "SELECT c.id, c.title, c.model, c.created_at, c.updated_at, max(m.seq), m.content AS text FROM chats c"
+            f"SELECT {columns}, max(m.seq), m.content AS text FROM chats c"
             f" LEFT JOIN messages m ON m.chat_id = c.id AND m.owner = c.owner AND {found}"
             " WHERE c.owner = ? AND c.deleted_at IS NULL AND c.updated_at < ?"
             f" AND (m.seq IS NOT NULL OR ({titled}))"
             " GROUP BY c.seq ORDER BY c.updated_at DESC LIMIT ?",
             (*found_values, owner, until, *(_like(term) for term in terms), limit),
         )
-        keys = ("id", "title", "model", "created_at", "updated_at")
-        return [
-            {key: row[key] for key in keys} | {"snippet": _snippet(row["text"], terms[0])} for row in rows
-        ]
+        return [self._chat(row) | {"snippet": _snippet(row["text"], terms[0])} for row in rows]
 
-    def rename_chat(self, owner: str, chat_id: str, title: str) -> bool:
+    def change_chat(self, owner: str, chat_id: str, **fields: Any) -> bool:
+        """Write `title`, `pinned` or `settings`; the chat keeps its place in time."""
+        if set(fields) - {"title", "pinned", "settings"}:
+            raise ValueError(f"not a column that changes: {sorted(fields)}")
+        columns = ", ".join(f"{name} = ?" for name in fields)
+        values = [_dump(value) if name == "settings" else value for name, value in fields.items()]
         return self._change(
-            "UPDATE chats SET title = ? WHERE owner = ? AND id = ? AND deleted_at IS NULL",
-            (title, owner, chat_id),
+            f"UPDATE chats SET {columns} WHERE owner = ? AND id = ? AND deleted_at IS NULL",
+            (*values, owner, chat_id),
         )
 
     def delete_chat(self, owner: str, chat_id: str) -> bool:
-        """Hide a chat; `restore_chat` undoes it for a day. Chats hidden longer are removed for good here."""
+        """Hide a chat; `restore_chat` undoes it for a day. Those hidden longer, and temporary ones, go for good."""
         with self._transaction() as db:
             self._purge(db)
+            if self._prefix:
+                gone = db.execute("DELETE FROM chats WHERE owner = ? AND id = ?", (owner, chat_id))
+                return gone.rowcount > 0
             cursor = db.execute(
                 "UPDATE chats SET deleted_at = ? WHERE owner = ? AND id = ? AND deleted_at IS NULL",
                 (time.time(), owner, chat_id),
@@ -238,9 +303,10 @@ class Store:
         status: str = "done",
         model: str | None = None,
         params: dict[str, Any] | None = None,
+        files: list[dict[str, str]] | None = None,
     ) -> dict[str, Any] | None:
         """A new message below `parent_id` (None: a first one). None when the chat or the parent is not there."""
-        message_id, now = new_id(), time.time()
+        message_id, now = new_id(self._prefix), time.time()
         with self._transaction() as db:
             known = db.execute(
                 "SELECT 1 FROM chats WHERE owner = ? AND id = ? AND deleted_at IS NULL", (owner, chat_id)
@@ -253,15 +319,57 @@ class Store:
             if not known:
                 return None
             db.execute(
-                "INSERT INTO messages (id, owner, chat_id, parent_id, role, content, status, model, params, created_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (message_id, owner, chat_id, parent_id, role, content, status, model, _dump(params), now),
-            )
+                "INSERT INTO messages (id, owner, chat_id, parent_id, role, content, status, model, params, created_at,"
+                " files) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (message_id, owner, chat_id, parent_id, role, content, status, model, _dump(params), now,
+                 _dump(files)),
+            )  # fmt: skip
             db.execute(
                 "UPDATE chats SET updated_at = ?, model = coalesce(?, model) WHERE owner = ? AND id = ?",
                 (now, model, owner, chat_id),
             )
         return self.message(owner, chat_id, message_id)
+
+    def import_chat(
+        self, owner: str, chat: dict[str, Any], messages: list[dict[str, Any]]
+    ) -> dict[str, Any] | None:
+        """A chat from elsewhere in one transaction: `messages` name each other by ids of their own, parents first.
+
+        None when a parent is missing. Every row gets a new id, so the same file may be imported twice.
+        """
+        ids = {message["id"]: new_id() for message in messages}
+        seen: set[str | None] = {None}
+        for message in messages:
+            if message["parent_id"] not in seen:
+                return None
+            seen.add(message["id"])
+        chat_id, now = new_id(), time.time()
+        created = chat.get("created_at") or now
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO chats (id, owner, title, model, created_at, updated_at, pinned, settings)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (chat_id, owner, chat["title"], chat.get("model"), created, chat.get("updated_at") or created,
+                 bool(chat.get("pinned")), _dump(chat.get("settings"))),
+            )  # fmt: skip
+            for message in messages:
+                row = message | {"status": "done", "created_at": message.get("created_at") or created}
+                row |= {"id": ids[message["id"]], "parent_id": ids.get(message["parent_id"] or "")}
+                names = [name for name in _FIELDS if name in row]
+                values = [_dump(row[name]) if name in _JSON else row[name] for name in names]
+                db.execute(
+                    f"INSERT INTO messages (owner, chat_id, {', '.join(names)})"
+                    f" VALUES (?, ?{', ?' * len(names)})",
+                    (owner, chat_id, *values),
+                )
+                if message.get("feedback") or message.get("edited") is not None:
+                    db.execute(
+                        "INSERT INTO feedback (owner, message_id, value, edited, note, created_at)"
+                        " VALUES (?, ?, ?, ?, ?, ?)",
+                        (owner, row["id"], message.get("feedback") or 0, message.get("edited"),
+                         message.get("note"), now),
+                    )  # fmt: skip
+        return self.chat(owner, chat_id)
 
     def update_message(self, owner: str, message_id: str, **fields: Any) -> bool:
         """Write columns of a message (content, reasoning, status, error, usage, timings, cost, ...)."""
@@ -287,7 +395,10 @@ class Store:
     ) -> list[dict[str, Any]]:
         columns = ", ".join(f"m.{name}" for name in _FIELDS)
         rows = self._rows(
-            f"SELECT {columns}, f.value AS feedback, f.edited FROM messages m"
+            f"SELECT {columns}, f.value AS feedback, f.edited, f.note,"
+            " EXISTS (SELECT 1 FROM preferences p WHERE p.chosen_id = m.id AND p.owner = m.owner)"
+            " - EXISTS (SELECT 1 FROM preferences p WHERE p.rejected_id = m.id AND p.owner = m.owner) AS preference"
+            " FROM messages m"
             " JOIN chats c ON c.id = m.chat_id AND c.owner = m.owner AND c.deleted_at IS NULL"
             " LEFT JOIN feedback f ON f.seq ="
             " (SELECT max(seq) FROM feedback WHERE message_id = m.id AND owner = m.owner)"
@@ -326,13 +437,67 @@ class Store:
                 )
             return bool(known)
 
+    def add_preference(self, owner: str, chat_id: str, chosen_id: str, rejected_id: str) -> bool:
+        """Of two answers to the same question, this one was chosen. A later choice takes the place of the earlier.
+
+        False when they are not two answers to one question.
+        """
+        with self._transaction() as db:
+            parents = db.execute(
+                "SELECT m.parent_id FROM messages m JOIN chats c ON c.id = m.chat_id AND c.owner = m.owner"
+                " WHERE m.owner = ? AND m.chat_id = ? AND m.id IN (?, ?) AND m.role = 'assistant'"
+                " AND c.deleted_at IS NULL",
+                (owner, chat_id, chosen_id, rejected_id),
+            ).fetchall()
+            if len(parents) != 2 or parents[0][0] != parents[1][0]:
+                return False
+            db.execute(
+                "DELETE FROM preferences WHERE owner = ? AND chosen_id IN (?, ?) AND rejected_id IN (?, ?)",
+                (owner, chosen_id, rejected_id, chosen_id, rejected_id),
+            )
+            db.execute(
+                "INSERT INTO preferences (owner, chosen_id, rejected_id, created_at) VALUES (?, ?, ?, ?)",
+                (owner, chosen_id, rejected_id, time.time()),
+            )
+            return True
+
+    # ---- the library: prompts and personas
+
+    def library(self, owner: str) -> list[dict[str, Any]]:
+        """All entries of an owner by name: {id, kind, name, ...its body}."""
+        rows = self._rows(
+            "SELECT id, kind, name, body FROM library WHERE owner = ? ORDER BY name, seq", (owner,)
+        )
+        return [{"id": r["id"], "kind": r["kind"], "name": r["name"], **json.loads(r["body"])} for r in rows]
+
+    def put_entry(
+        self, owner: str, entry_id: str | None, *, kind: str, name: str, body: dict[str, Any]
+    ) -> str | None:
+        """Write an entry; `entry_id` None makes a new one. Its id, or None when there is no such entry."""
+        if entry_id is None:
+            entry_id = new_id()
+            self._change(
+                "INSERT INTO library (id, owner, kind, name, body, updated_at) VALUES (?, ?, ?, ?, ?, ?)",
+                (entry_id, owner, kind, name, _dump(body), time.time()),
+            )
+            return entry_id
+        changed = self._change(
+            "UPDATE library SET name = ?, body = ?, updated_at = ? WHERE owner = ? AND id = ? AND kind = ?",
+            (name, _dump(body), time.time(), owner, entry_id, kind),
+        )
+        return entry_id if changed else None
+
+    def delete_entry(self, owner: str, entry_id: str) -> bool:
+        return self._change("DELETE FROM library WHERE owner = ? AND id = ?", (owner, entry_id))
+
 
 def _message(row: sqlite3.Row) -> dict[str, Any]:
     message = {name: row[name] for name in _FIELDS}
     for name in _JSON:
         message[name] = json.loads(message[name]) if message[name] else None
     message["feedback"] = row["feedback"] or 0
-    message["edited"] = row["edited"]
+    message["edited"], message["note"] = row["edited"], row["note"]
+    message["preference"] = row["preference"]
     return message
 
 

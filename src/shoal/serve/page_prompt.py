@@ -1,0 +1,49 @@
+"""The prompt of a page's answer: system words, the path above it, and what of the answer is written already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shoal.data.types import Message
+from shoal.engine.chat import reasoning_marks
+from shoal.serve import answers
+
+if TYPE_CHECKING:
+    from shoal.engine.open import OpenedModel as Opened
+
+
+async def page_prompt(
+    opened: Opened,
+    history: Sequence[Mapping[str, Any]],
+    message: Mapping[str, Any],
+    params: Mapping[str, Any],
+    *,
+    thinking: bool,
+) -> answers.Prompt:
+    """`history` are the rows above `message`; where that has text, the prompt ends with it, as the model wrote it.
+
+    `thinking` counts only for an answer that has not begun: afterwards its own text says what it does.
+    """
+    system = params.get("system")
+    turns = [Message(role="system", content=system)] if system else []
+    turns += [Message(role=m["role"], content=m["edited"] or m["content"]) for m in history]
+    open_id, close_id = reasoning_marks(opened.protocol)
+    content = message["content"]
+    reasoning = message["reasoning"] if close_id is not None else ""
+    if content or reasoning:
+        thinking = bool(reasoning)
+    prompt = await answers.render_chat(opened, answers.repaired(turns), thinking=thinking)
+    if reasoning:
+        if (
+            prompt.starts_in == "content" and open_id is not None
+        ):  # a template that lets the model write the mark
+            prompt.ids.append(open_id)
+        prompt.ids += opened.tokenizer.encode(reasoning)
+        prompt.starts_in = "reasoning"
+    if content:
+        if reasoning and close_id is not None:
+            prompt.ids.append(close_id)
+        prompt.ids += opened.tokenizer.encode(content)
+        prompt.starts_in = "content"
+    return prompt
