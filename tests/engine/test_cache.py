@@ -50,3 +50,75 @@ def test_allocating_more_than_is_free_is_refused_whole() -> None:
     with pytest.raises(RuntimeError, match="3 cache blocks wanted, 2 free"):
         pool.allocate(table, 3)
     assert table == [] and pool.free == 2
+
+
+# ---- prefixes
+
+
+def test_a_shared_block_is_free_when_its_last_user_leaves_and_can_be_found_again() -> None:
+    pool, first, second = BlockPool(4, 16), [], []
+    pool.allocate(first, 2)
+    pool.register(first[0], b"a")
+    block = pool.find(b"a")
+    assert block == first[0] and pool.find(b"b") is None
+    pool.share(second, block, 0)
+    pool.release(first)
+    assert pool.free == 3 and not pool.is_idle(block)  # the second block was never registered
+    pool.release(second)
+    assert pool.free == 4 and pool.is_idle(block) and pool.find(b"a") == block
+    pool.share(second, block, 0)
+    assert pool.free == 3 and not pool.is_idle(block)
+
+
+def test_a_block_of_its_own_makes_place_for_a_shared_one() -> None:
+    pool, first, second = BlockPool(4, 16), [], []
+    pool.allocate(first, 2)
+    pool.register(first[0], b"a")
+    pool.allocate(second, 2)
+    pool.share(second, first[0], 0)
+    assert second[0] == first[0] and pool.free == 1
+    pool.release(second)
+    pool.release(first)
+    assert pool.free == 4
+
+
+def test_the_longest_unused_goes_first_and_a_chain_from_its_end() -> None:
+    pool = BlockPool(30, 16)
+    tables: list[list[int]] = [[], []]
+    for name, table in enumerate(tables):
+        pool.allocate(table, 15)
+        for place, block in enumerate(table):
+            pool.register(block, f"{name}-{place}".encode())
+    pool.release(tables[0])
+    pool.release(tables[1])
+    new: list[int] = []
+    pool.allocate(new, 10)
+    gone = [place for place in range(15) if pool.find(f"0-{place}".encode()) is None]
+    assert gone == list(range(5, 15)) and pool.evictions == 10
+    assert all(pool.find(f"1-{place}".encode()) is not None for place in range(15))
+
+
+def test_the_same_contents_twice_are_registered_once() -> None:
+    pool, first, second = BlockPool(4, 16), [], []
+    pool.allocate(first, 1)
+    pool.allocate(second, 1)
+    pool.register(first[0], b"a")
+    pool.register(second[0], b"a")
+    pool.register(first[0], b"b")
+    assert pool.find(b"a") == first[0] and pool.find(b"b") is None
+    pool.release(second)
+    pool.release(first)
+    assert pool.free == 4
+
+
+def test_forgetting_leaves_nothing_to_find_and_loses_no_block() -> None:
+    pool, used, idle = BlockPool(6, 16), [], []
+    for table, key in ((used, b"used"), (idle, b"idle")):
+        pool.allocate(table, 2)
+        pool.register(table[0], key)
+    pool.release(idle)
+    pool.forget()
+    assert pool.find(b"used") is None and pool.find(b"idle") is None and pool.free == 4
+    pool.release(used)
+    pool.allocate(used, 6)
+    assert sorted(used) == list(range(6))

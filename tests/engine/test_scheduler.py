@@ -28,7 +28,7 @@ def run_step(scheduler: Scheduler) -> list[tuple[Sequence, int]]:
             len(share.sequence.block_table) * scheduler.pool.block_size
             >= share.sequence.processed + share.tokens
         )
-        share.sequence.processed += share.tokens
+        scheduler.advance(share.sequence, share.tokens)
         if completes:
             share.sequence.token_ids.append(7)
     return [(share.sequence, share.tokens) for share in shares]
@@ -121,3 +121,77 @@ def test_everything_finishes_and_no_block_is_lost_under_random_load() -> None:
             break
     assert done == 200
     assert scheduler.pool.free == 20 and scheduler.preemptions > 0
+
+
+# ---- shared prefixes
+
+
+def test_what_another_computes_is_waited_for_and_taken_over() -> None:
+    scheduler = make(blocks=64, block_size=4, batched=8)
+    first, second = (Sequence([1] * 18 + [last], 19, root=b"r") for last in (2, 3))
+    scheduler.add(first)
+    scheduler.add(second)
+    assert run_step(scheduler) == [(first, 8)]
+    assert run_step(scheduler) == [(first, 8)]
+    assert run_step(scheduler) == [(first, 3), (second, 3)]  # the last block is each one's own
+    assert second.cached == 16 and second.block_table[:4] == first.block_table[:4]
+    assert first.cached == 0 and len({*first.block_table, *second.block_table}) == 6
+
+
+def test_the_next_in_line_goes_on_when_the_first_is_cancelled() -> None:
+    scheduler = make(blocks=64, block_size=4, batched=8)
+    first, second = (Sequence([1] * 18 + [last], 19, root=b"r") for last in (2, 3))
+    scheduler.add(first)
+    scheduler.add(second)
+    run_step(scheduler)
+    scheduler.remove(first)
+    assert run_step(scheduler) == [(second, 8)] and second.cached == 8
+    assert run_step(scheduler) == [(second, 3)]
+
+
+def test_a_preempted_sequence_finds_its_own_blocks_and_counts_no_hit() -> None:
+    scheduler = make(blocks=64, block_size=4, batched=64)
+    only = Sequence([1] * 19, 19, root=b"r")
+    scheduler.add(only)
+    run_step(scheduler)
+    scheduler.preempt(only)
+    assert run_step(scheduler) == [(only, 4)] and only.cached == 0
+
+
+def test_a_block_always_holds_what_its_sequences_say() -> None:
+    """A cache of which every place remembers the tokens before it, under random load with common beginnings, small
+    enough to evict and to preempt: whoever computes finds exactly his own tokens there."""
+    generator = random.Random(5)
+    scheduler = make(blocks=40, block_size=4, seqs=6, batched=16)
+    begins = [[generator.randrange(9) for _ in range(30)] for _ in range(3)]
+    memory: dict[int, int] = {}
+    open_ones: dict[Sequence, int] = {}
+    hits = added = 0
+    while added < 300 or open_ones:
+        if added < 300 and generator.random() < 0.3:
+            begin = generator.choice(begins)[: generator.randint(0, 30)]
+            tokens = begin + [generator.randrange(9) for _ in range(generator.randint(1, 8))]
+            one = Sequence(tokens, len(tokens), root=generator.choice([b"a", b"b", None]))
+            open_ones[one] = generator.randint(1, 20)
+            scheduler.add(one)
+            added += 1
+        shares = scheduler.schedule()
+        for share in shares:
+            one, start = share.sequence, share.sequence.processed
+            place = lambda position, one=one: one.block_table[position // 4] * 4 + position % 4  # noqa: E731
+            told = [hash((one.root, *one.token_ids[: i + 1])) for i in range(start + share.tokens)]
+            assert [memory[place(i)] for i in range(start)] == told[:start]
+            for i in range(start, start + share.tokens):
+                memory[place(i)] = told[i]
+        for share in shares:
+            completes = share.completes
+            scheduler.advance(share.sequence, share.tokens)
+            if completes:
+                share.sequence.token_ids.append(generator.randrange(9))
+        for one in list(open_ones):
+            if len(one.answer_ids) >= open_ones[one] or generator.random() < 0.01:
+                hits += one.cached
+                scheduler.remove(one)
+                del open_ones[one]
+    assert hits > 500 and scheduler.preemptions > 0 and scheduler.pool.evictions > 0
+    assert scheduler.pool.free == 40

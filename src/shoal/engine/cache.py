@@ -1,8 +1,12 @@
-"""Which cache block belongs to which sequence. Counts blocks; the memory itself is the runner's."""
+"""Which cache block belongs to which sequences, and which blocks still hold a prefix that may be asked for again.
+Counts blocks; the memory itself is the runner's.
+"""
 
 from __future__ import annotations
 
 import bisect
+
+_EVICT_TOGETHER = 8  # neighbours mostly (a sequence's own tail), so that what takes their place lies together
 
 
 class BlockPool:
@@ -11,16 +15,25 @@ class BlockPool:
     A sequence's blocks lie side by side where that is possible (its next block is the free neighbour of its last
     one), because a runner reads a contiguous stretch without copying it. New sequences begin in the middle of the
     largest free gap, which leaves them and their neighbour room to grow.
+
+    A full block can be registered under a key (`prefix.py`): any sequence with the same key may then share it, read
+    only. When its last user leaves it is idle: it counts as free, and is evicted, the least recently used first, when
+    no other block is left.
     """
 
     def __init__(self, count: int, block_size: int):
         self.count, self.block_size = count, block_size
-        self._free = list(range(count))  # ascending
+        self._free = list(range(count))  # ascending; they hold nothing of use
+        self._users = [0] * count
+        self._block_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+        self._idle: dict[int, None] = {}  # registered, without users; the least recently used first
+        self.evictions = 0
 
     @property
     def free(self) -> int:
-        """How many blocks are free."""
-        return len(self._free)
+        """How many blocks are free, idle ones included."""
+        return len(self._free) + len(self._idle)
 
     def blocks_for(self, positions: int) -> int:
         """How many blocks hold that many positions."""
@@ -28,20 +41,74 @@ class BlockPool:
 
     def can_allocate(self, blocks: int) -> bool:
         """Whether that many are free."""
-        return blocks <= len(self._free)
+        return blocks <= self.free
 
     def allocate(self, table: list[int], blocks: int) -> None:
         """Append `blocks` free blocks to a sequence's table; ask `can_allocate` first."""
+        if blocks > self.free:
+            raise RuntimeError(f"{blocks} cache blocks wanted, {self.free} free")
         if blocks > len(self._free):
-            raise RuntimeError(f"{blocks} cache blocks wanted, {len(self._free)} free")
+            self._evict(min(max(blocks - len(self._free), _EVICT_TOGETHER), len(self._idle)))
         for _ in range(blocks):
-            table.append(self._take(table[-1] + 1 if table else self._gap_start(blocks)))
+            block = self._take(table[-1] + 1 if table else self._gap_start(blocks))
+            self._users[block] = 1
+            table.append(block)
 
     def release(self, table: list[int]) -> None:
-        """Give back all blocks of a table and empty it."""
-        for block in table:
-            bisect.insort(self._free, block)
+        """Give back all blocks of a table and empty it. Its end is evicted before its beginning."""
+        for block in reversed(table):
+            self._leave(block)
         table.clear()
+
+    # ---- prefixes
+
+    def find(self, key: bytes) -> int | None:
+        """The block registered under a key."""
+        return self._block_of.get(key)
+
+    def is_idle(self, block: int) -> bool:
+        """Whether it is registered and nobody uses it at the moment."""
+        return block in self._idle
+
+    def share(self, table: list[int], block: int, place: int) -> None:
+        """Use a registered block as number `place` of a table, in place of the one there or behind its end."""
+        if self._users[block] == 0:
+            del self._idle[block]
+        self._users[block] += 1
+        if place < len(table):
+            self._leave(table[place])
+            table[place] = block
+        else:
+            table.append(block)
+
+    def register(self, block: int, key: bytes) -> None:
+        """This block's contents are what `key` stands for, and final. Harmless when either is registered already."""
+        if block not in self._key_of and key not in self._block_of:
+            self._block_of[key], self._key_of[block] = block, key
+
+    def forget(self) -> None:
+        """Drop all keys: nothing computed so far will be shared any more."""
+        for block in self._idle:
+            bisect.insort(self._free, block)
+        self._idle.clear()
+        self._block_of.clear()
+        self._key_of.clear()
+
+    def _leave(self, block: int) -> None:
+        self._users[block] -= 1
+        if self._users[block]:
+            return
+        if block in self._key_of:
+            self._idle[block] = None
+        else:
+            bisect.insort(self._free, block)
+
+    def _evict(self, blocks: int) -> None:
+        for block in list(self._idle)[:blocks]:
+            del self._idle[block]
+            del self._block_of[self._key_of.pop(block)]
+            bisect.insort(self._free, block)
+            self.evictions += 1
 
     def _take(self, wanted: int) -> int:
         """`wanted` if it is free, else the next free one behind it, else the first."""

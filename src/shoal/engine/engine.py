@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from shoal.engine import scheduler as scheduling
 from shoal.engine.cache import BlockPool
 from shoal.engine.detokenize import Detokenizer
 from shoal.engine.handle import Handle
+from shoal.engine.prefix import DiskBlocks, chain_root
 from shoal.engine.runner import Chunk, Runner
 from shoal.engine.sampling import Sampler, log_softmax, top_logprobs
 from shoal.engine.scheduler import Scheduler, Share
@@ -74,8 +76,8 @@ class Engine:
 
     `max_model_len` is the context (prompt and answer together; default: what the network and the cache hold),
     `max_num_seqs` how many run at once, `max_num_batched_tokens` the tokens of a step, `max_waiting` how many may
-    queue. A fault inside one request ends that request with an error; a fault outside ends those in flight, and the
-    engine begins anew.
+    queue. `disk` keeps cached prefixes over restarts (the engine closes it). A fault inside one request ends that
+    request with an error; a fault outside ends those in flight, and the engine begins anew.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Engine:
         max_num_batched_tokens: int | None = None,
         max_waiting: int = 256,
         eos_ids: Sequence[int] | None = None,
+        disk: DiskBlocks | None = None,
     ):
         self.runner, self.tokenizer = runner, tokenizer
         holds = min(runner.max_positions, runner.cache_blocks * runner.block_size)
@@ -95,6 +98,7 @@ class Engine:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens or runner.prefill_chunk
         self.max_waiting = max_waiting
+        self._disk = disk
         self._eos_ids = frozenset(tokenizer.eos_ids if eos_ids is None else eos_ids)
         self._inbox: deque[_Active] = deque()
         self._jobs: deque[tuple[Callable[[], None], Future[None]]] = deque()
@@ -102,7 +106,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closing = False
         self._stirred = False  # something to look at: a request, a cancellation, a job, the end
-        self._steps = self._prompt_tokens = self._completion_tokens = self._restarts = 0
+        self._steps = self._prompt_tokens = self._cached_tokens = self._completion_tokens = self._restarts = 0
         self._finished: Counter[str] = Counter()
         self._scheduler = self._new_scheduler()
         self._thread = threading.Thread(target=self._live, name="shoal-engine", daemon=True)
@@ -143,6 +147,7 @@ class Engine:
             cache_blocks_free=pool.free,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
             preemptions=self._scheduler.preemptions,
             finished=dict(self._finished),
@@ -157,6 +162,8 @@ class Engine:
             self.runner.refresh_weights(tensors)
             for sequence in reversed(list(self._scheduler.running)):
                 self._scheduler.preempt(sequence)
+            self._scheduler.pool.forget()
+            self._drop_disk()  # it is of the weights that were
 
         done: Future[None] = Future()
         with self._changed:
@@ -175,6 +182,7 @@ class Engine:
             self._thread.join()
         if first:
             atexit.unregister(self.close)
+            self._drop_disk()
             self.runner.close()
 
     def _stir(self) -> None:
@@ -196,11 +204,13 @@ class Engine:
         if len(prompt) > self.max_model_len:
             raise ContextLengthExceeded(len(prompt), self.max_model_len)
         room = self.max_model_len - len(prompt)
+        scored = params.prompt_logprobs is not None  # every position must be computed
+        root = None if scored else chain_root(request.cache_salt, request.adapter)
         end_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids)
         return _Active(
             request=request,
             handle=handle,
-            sequence=scheduling.Sequence(prompt, len(prompt)),
+            sequence=scheduling.Sequence(prompt, len(prompt), root=root),
             sampler=Sampler(
                 params, prompt_ids=prompt, vocab_size=self.runner.vocab_size, end_ids=list(end_ids)
             ),
@@ -217,7 +227,26 @@ class Engine:
             BlockPool(self.runner.cache_blocks, self.runner.block_size),
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
+            restore=self._restore,
         )
+
+    def _restore(self, key: bytes, block: int) -> bool:
+        """Fill a cache block from the disk."""
+        contents = self._disk.load(key) if self._disk is not None else None
+        if contents is None or len(contents) != self.runner.block_bytes:
+            return False
+        self.runner.write_block(block, contents)
+        return True
+
+    def _keep_on_disk(self, sequence: scheduling.Sequence) -> None:
+        if self._disk is not None:
+            for key, block in self._scheduler.keys_of(sequence):
+                self._disk.save(key, functools.partial(self.runner.read_block, block))
+
+    def _drop_disk(self) -> None:
+        disk, self._disk = self._disk, None
+        if disk is not None:
+            disk.close()
 
     def _live(self) -> None:
         """The supervisor: steps until closed; a fault that no request owns ends those in flight, nothing else."""
@@ -293,7 +322,8 @@ class Engine:
             active = self._active[sequence]
             if active.started is None:
                 active.started = now
-                active.handle.put(PromptProgress(0, sequence.prompt_tokens, 0, 0.0))
+                done = min(sequence.processed, sequence.prompt_tokens)
+                active.handle.put(PromptProgress(done, sequence.prompt_tokens, sequence.cached, 0.0))
 
     def _run(self, shares: Sequence[Share]) -> Sequence[NDArray[np.float32] | Exception]:
         """The logits of each share. When a step fails, each share is tried alone, to find the one at fault."""
@@ -326,13 +356,16 @@ class Engine:
         """Postprocess: progress while the prompt is read, then a token."""
         sequence, completes = active.sequence, share.completes
         start = sequence.processed
-        sequence.processed += share.tokens
+        self._scheduler.advance(sequence, share.tokens)
+        sequence.computed += share.tokens
         if active.answered == 0:
             self._prompt_tokens += share.tokens
             if active.request.params.prompt_logprobs is not None:
                 self._score_prompt(active, start, logits)
             seconds = time.monotonic() - (active.started or active.submitted)
-            active.handle.put(PromptProgress(sequence.processed, sequence.prompt_tokens, 0, seconds))
+            active.handle.put(
+                PromptProgress(sequence.processed, sequence.prompt_tokens, sequence.cached, seconds)
+            )
             if completes and active.request.params.prompt_logprobs is not None:
                 active.handle.put(PromptLogprobs(active.prompt_logprobs, active.prompt_top))
         if not completes:
@@ -385,6 +418,7 @@ class Engine:
         error: Exception | None = None,
     ) -> None:
         """The one way out: blocks back, what was held back out, `Finished`."""
+        self._keep_on_disk(active.sequence)
         self._scheduler.remove(active.sequence)
         del self._active[active.sequence]
         self._finished[reason] += 1
@@ -397,6 +431,10 @@ class Engine:
             first_token_seconds=first - active.submitted,
             decode_seconds=now - first,
         )
-        usage = Usage(active.sequence.prompt_tokens, active.answered)
+        sequence = active.sequence
+        self._cached_tokens += sequence.cached
+        usage = Usage(
+            sequence.prompt_tokens, active.answered, sequence.cached, computed_tokens=sequence.computed
+        )
         message = None if error is None else str(error) or type(error).__name__
         active.handle.put(Finished(reason, usage, timings, message, stop))

@@ -3,6 +3,7 @@
 A runner knows nothing of requests, queues, sampling or text. It owns the weights and the memory of the cache; which
 cache block belongs to whom is decided above it (`cache.py`) and told with each chunk. Rolling the cache back needs no
 call: the next chunk of a sequence begins at an earlier `start`, and what was written behind it is overwritten.
+Sequences may share cache blocks at the beginning of their tables; those are only read.
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class DraftChunk:
+    """For `Runner.draft`: the tokens behind positions start, start + 1, ... of one sequence, all but the last of its
+    tokens standing in the cache. `block_table` has room for `count` positions behind the last of them."""
+
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    count: int
+    """How many tokens to draft; 0 only reads."""
+
+
+@dataclass(frozen=True)
 class RunnerOutput:
     """Results in the order of the chunks."""
 
@@ -59,10 +72,30 @@ class Runner(Protocol):
     """Tokens in a step that this device still does in a fraction of a second; more brings little speed."""
     threads: int
     """CPU cores it keeps busy while it runs, for the bill of an answer."""
+    block_bytes: int
+    """Bytes of one cache block, all layers."""
+    cache_layout: str
+    """Name of the layout and the number format of a block's bytes: changes when `write_block` would misread them."""
+    has_mtp: bool
+    """Whether `draft` can be called."""
 
     def run(self, chunks: Sequence[Chunk]) -> RunnerOutput:
         """One forward pass over the tokens of all chunks. Running the same chunks again gives the same result, so a
         step that failed may be repeated in parts. Raises ShoalError for an unknown adapter or an ability it lacks."""
+        ...
+
+    def draft(self, chunks: Sequence[DraftChunk]) -> list[list[int]]:
+        """Greedy drafts of the multi-token prediction module, which reads what `run` left in the cache. It keeps keys
+        and values of its own there: each position must be given once, in order (again from an earlier `start` after
+        a roll-back), before it drafts behind it; a gap makes drafts worse, never an answer wrong."""
+        ...
+
+    def read_block(self, block: int) -> Any:
+        """A copy of a cache block's bytes (anything with the buffer protocol), to be kept and given back later."""
+        ...
+
+    def write_block(self, block: int, contents: Any) -> None:
+        """Fill a cache block with what `read_block` gave, `block_bytes` of it."""
         ...
 
     def refresh_weights(self, tensors: Mapping[str, Any]) -> None:

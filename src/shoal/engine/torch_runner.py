@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.engine.runner import Chunk, RunnerOutput
+from shoal.engine.runner import Chunk, DraftChunk, RunnerOutput
 from shoal.errors import ShoalError
-from shoal.model.checkpoint.load import load_network
+from shoal.model.checkpoint.load import inspect, load_network
 from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
 from shoal.model.transformer import CausalLM
@@ -41,9 +41,15 @@ class Cache:
     """Cache memory of all layers; untouched pages cost nothing (the memory is not initialised)."""
 
     def __init__(
-        self, config: ModelConfig, positions: int, *, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: ModelConfig,
+        positions: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        mtp: bool = False,
     ):
-        layers = config.num_hidden_layers
+        layers = config.num_hidden_layers + mtp
         if config.uses_mla:
             assert config.kv_lora_rank is not None
             shapes: list[tuple[int, ...]] = [(positions, config.kv_lora_rank + config.qk_rope_head_dim)]
@@ -53,10 +59,16 @@ class Cache:
         self.layers = [
             tuple(torch.empty(s, dtype=dtype, device=device) for s in shapes) for _ in range(layers)
         ]
+        self.hidden = torch.empty(positions, config.hidden_size, dtype=dtype, device=device) if mtp else None
+        """[positions, D] after the final norm: what an MTP module drafts from."""
 
     @property
     def bytes_per_token(self) -> int:
-        return sum(t.element_size() * t[0].numel() for layer in self.layers for t in layer)
+        return sum(t.element_size() * t[0].numel() for t in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """Everything with a row per position."""
+        return [t for layer in self.layers for t in layer] + ([] if self.hidden is None else [self.hidden])
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ class PagedContext(TokenContext):
         positions = [np.arange(c.start, c.start + len(c.token_ids)) for c in chunks]
         self.position_ids_T = self._ids(np.concatenate(positions))
         new = np.concatenate([s[c.start :] for s, c in zip(slots, chunks, strict=True)])
-        self._new: Tensor | slice = _as_slice(new) or self._ids(new)
+        self.new: Tensor | slice = _as_slice(new) or self._ids(new)
         decodes = sum(len(chunk.token_ids) == 1 for chunk in chunks)  # they come first
         self._groups = self._decode_groups(slots[:decodes])
         first = decodes
@@ -155,8 +167,8 @@ class PagedContext(TokenContext):
 
     def attend_gqa(self, layer: int, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, scale: float) -> Tensor:
         keys, values = self._cache.layers[layer]
-        self._write(keys, k_TKH)
-        self._write(values, v_TKH)
+        self.write(keys, k_TKH)
+        self.write(values, v_TKH)
         heads_per_kv = q_TNH.shape[1] // k_TKH.shape[1]
         outs = []
         for group in self._groups:
@@ -183,7 +195,7 @@ class PagedContext(TokenContext):
         scale: float,
     ) -> Tensor:
         (cache,) = self._cache.layers[layer]
-        self._write(cache, torch.cat([latent_TC, k_rope_TP], -1))
+        self.write(cache, torch.cat([latent_TC, k_rope_TP], -1))
         latent, rope = latent_TC.shape[-1], k_rope_TP.shape[-1]
         heads, nope = q_nope_TNH.shape[1:]
         value = kv_b_weight.shape[0] // heads - nope
@@ -217,11 +229,12 @@ class PagedContext(TokenContext):
         if self.routing is not None:
             self.routing.append(expert_ids_TK)
 
-    def _write(self, cache: Tensor, new: Tensor) -> None:
-        if isinstance(self._new, slice):
-            cache[self._new] = new
+    def write(self, cache: Tensor, new: Tensor) -> None:
+        """Store a row for each new token of the step."""
+        if isinstance(self.new, slice):
+            cache[self.new] = new
         else:
-            cache.index_copy_(0, self._new, new)
+            cache.index_copy_(0, self.new, new)
 
 
 class TorchRunner:
@@ -247,9 +260,11 @@ class TorchRunner:
         self.cache_blocks = max(1, cache_positions // block_size)
         self.prefill_chunk = prefill_chunk or (256 if self.device.type == "cpu" else 2048)
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        self.cache = Cache(
-            network.config, self.cache_blocks * block_size, dtype=self.dtype, device=self.device
-        )
+        self.has_mtp = network.mtp_modules > 0
+        positions = self.cache_blocks * block_size
+        self.cache = Cache(network.config, positions, dtype=self.dtype, device=self.device, mtp=self.has_mtp)
+        self.block_bytes = self.cache.bytes_per_token * block_size
+        self.cache_layout = f"torch-1-{self.dtype}-{block_size}{'-mtp' * self.has_mtp}"
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> RunnerOutput:
@@ -258,16 +273,11 @@ class TorchRunner:
                 raise ShoalError(f"adapter {chunk.adapter!r} is unknown: this runner has none")
         order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].token_ids) > 1)  # decodes first
         ordered = [chunks[i] for i in order]
-        context = PagedContext(
-            ordered,
-            self.cache,
-            block_size=self.block_size,
-            dtype=self.dtype,
-            device=self.device,
-            keep_routing=any(chunk.routing for chunk in chunks),
-        )
+        context = self._context(ordered, keep_routing=any(chunk.routing for chunk in chunks))
         ids = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in ordered])
         hidden_TD = self.network(torch.from_numpy(ids).to(self.device), context)
+        if self.cache.hidden is not None:
+            context.write(self.cache.hidden, hidden_TD)
         ends = np.cumsum([len(chunk.token_ids) for chunk in ordered])
         wanted = np.concatenate([np.arange(e - c.logits, e) for e, c in zip(ends, ordered, strict=True)])
         if len(wanted) != len(ids):
@@ -282,6 +292,66 @@ class TorchRunner:
             pieces = _split(routing, [len(chunk.token_ids) for chunk in ordered], order)
             output.routing.extend(p if c.routing else None for p, c in zip(pieces, chunks, strict=True))
         return output
+
+    @torch.inference_mode()
+    def draft(self, chunks: Sequence[DraftChunk]) -> list[list[int]]:
+        """The first MTP module over the positions given, then over its own output, one position at a time."""
+        assert self.cache.hidden is not None
+        drafts: list[list[int]] = [[] for _ in chunks]
+        nexts: list[tuple[int, Sequence[int], int, Tensor | None]] = [
+            (i, chunk.token_ids, chunk.start, None) for i, chunk in enumerate(chunks)
+        ]
+        while nexts:
+            nexts.sort(key=lambda each: len(each[1]) > 1)
+            rows = [Chunk(ids, start, chunks[i].block_table) for i, ids, start, _ in nexts]
+            context = self._context(rows)
+            hidden_TD = torch.cat(
+                [
+                    self.cache.hidden[self._places(row)] if h is None else h
+                    for row, (*_, h) in zip(rows, nexts, strict=True)
+                ]
+            )
+            ids = torch.tensor([token for row in rows for token in row.token_ids], device=self.device)
+            out_TD = self.network.mtp_forward(0, hidden_TD, ids, context)
+            lasts = np.cumsum([len(row.token_ids) for row in rows]) - 1
+            best = self.network.logits(out_TD[torch.from_numpy(lasts).to(self.device)]).argmax(-1).tolist()
+            after: list[tuple[int, Sequence[int], int, Tensor | None]] = []
+            for (i, ids_, start, _), token, last in zip(nexts, best, lasts, strict=True):
+                if len(drafts[i]) < chunks[i].count:
+                    drafts[i].append(token)
+                if len(drafts[i]) < chunks[i].count:
+                    after.append((i, [token], start + len(ids_), out_TD[last : last + 1]))
+            nexts = after
+        return drafts
+
+    def _context(self, chunks: Sequence[Chunk], *, keep_routing: bool = False) -> PagedContext:
+        return PagedContext(
+            chunks,
+            self.cache,
+            block_size=self.block_size,
+            dtype=self.dtype,
+            device=self.device,
+            keep_routing=keep_routing,
+        )
+
+    def _places(self, chunk: Chunk) -> Tensor:
+        """Cache rows of the chunk's own tokens."""
+        return torch.from_numpy(_slots(chunk, self.block_size)[chunk.start :]).to(self.device)
+
+    @torch.inference_mode()
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        rows = slice(block * self.block_size, (block + 1) * self.block_size)
+        parts = [t[rows].contiguous().view(torch.uint8).flatten() for t in self.cache.tensors()]
+        return torch.cat(parts).cpu().numpy()
+
+    @torch.inference_mode()
+    def write_block(self, block: int, contents: Any) -> None:
+        rows = slice(block * self.block_size, (block + 1) * self.block_size)
+        data, at = torch.frombuffer(bytearray(contents), dtype=torch.uint8), 0
+        for tensor in self.cache.tensors():
+            size = tensor[rows].numel() * tensor.element_size()
+            tensor[rows] = data[at : at + size].view(tensor.dtype).view(tensor[rows].shape).to(self.device)
+            at += size
 
     @torch.inference_mode()
     def refresh_weights(self, tensors: Mapping[str, Any]) -> None:
@@ -299,10 +369,17 @@ class TorchRunner:
 
 
 def load(
-    path: Path, *, dtype: str, device: str, progress: Callable[[int, int], None] | None = None
+    path: Path,
+    *,
+    dtype: str,
+    device: str,
+    mtp: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CausalLM:
-    """The network of a checkpoint, computed in `dtype` (a name: "float32", "bfloat16", "float16") on `device`."""
-    return load_network(path, dtype=getattr(torch, dtype), device=device, progress=progress)
+    """The network of a checkpoint, computed in `dtype` (a name: "float32", "bfloat16", "float16") on `device`;
+    `mtp`: with its multi-token prediction modules, where the checkpoint has them."""
+    mtp = mtp and inspect(path).has_mtp
+    return load_network(path, dtype=getattr(torch, dtype), device=device, mtp=mtp, progress=progress)
 
 
 def fastest_dtype(device: str) -> str:

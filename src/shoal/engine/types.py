@@ -127,6 +127,9 @@ class Usage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     """Filled in by `engine.chat`, which knows reasoning from content."""
+    computed_tokens: int = 0
+    """Positions that were run through the network for it: what of the prompt was not cached and each token of the
+    answer but the last, and besides these rejected drafts and what a preemption made it read again."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,9 @@ class Stats:
     cache_blocks_free: int
     steps: int
     prompt_tokens: int
+    """Computed ones, those read again after a preemption included."""
+    cached_tokens: int
+    """Prompt tokens that were taken from the cache, of finished requests."""
     completion_tokens: int
     preemptions: int
     finished: Mapping[str, int]
