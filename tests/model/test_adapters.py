@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.model import adapters
+from shoal.model import adapters, registry
 from shoal.model.adapters import Adapter, adaptable, load_adapter, merge, new_esft, new_lora
 from shoal.model.checkpoint import adapter_files
-from shoal.model.checkpoint.save import save_checkpoint
+from shoal.model.checkpoint.load import inspect, load_network, resolve
+from shoal.model.checkpoint.save import Weights, save_checkpoint, save_folder
 from shoal.model.checkpoint.source import open_source
 from shoal.model.context import RowsContext
 from shoal.model.transformer import CausalLM
@@ -269,3 +270,65 @@ def test_unknown_target_names_what_there_is(make_network: Make) -> None:
     with pytest.raises(ShoalError, match="no linear layer 'q_proj'") as caught:
         new_lora(make_network("v3"), base="b", r=2, lora_alpha=2, target_modules=["q_proj"])
     assert "q_a_proj" in caught.value.hint
+
+
+# ---- a folder as a model
+
+
+@pytest.mark.parametrize("kind", ["lora", "esft"])
+def test_adapter_folder_reads_as_the_merged_model(
+    kind: str, tmp_path: Path, make_network: Make, logits: Logits
+) -> None:
+    network = make_network("v3")
+    save_checkpoint(tmp_path / "base", network)
+    adapter = trained(network, base="../base")
+    if kind == "esft":
+        adapter = new_esft(network, {1: [2, 5]}, base=str(tmp_path / "base"))
+        next(iter(adapter.experts.values())).weight.data.mul_(1.5)
+    adapter.save(tmp_path / "a", network.config, bfloat16=False)
+    assert resolve(tmp_path / "a") == tmp_path / "a"
+    assert inspect(tmp_path / "a").problems == []
+    adapted = with_adapter(network, adapter, logits)
+    assert (logits(load_network(tmp_path / "a")) - adapted).abs().max() < 1e-4
+    save_folder(
+        tmp_path / "merged", Weights.of_source(open_source(tmp_path / "a"), mtp=False), dtype="float32"
+    )
+    assert (logits(load_network(tmp_path / "merged")) - adapted).abs().max() < 1e-4
+
+
+def test_merging_into_a_coarse_base_keeps_a_tiny_update(
+    tmp_path: Path, make_network: Make, logits: Logits
+) -> None:
+    """CASES C89: the sum is made in fp32 from the dequantised base that was trained on."""
+    save_checkpoint(tmp_path / "base", make_network("v3"), dtype="fp8")
+    network = load_network(tmp_path / "base")
+    adapter = trained(network, base=str(tmp_path / "base"))
+    for f in adapter.factors.values():
+        f.b.data.mul_(1e-3)
+    adapter.save(tmp_path / "a", network.config, bfloat16=False)
+    adapted, plain = with_adapter(network, adapter, logits), logits(network)
+    merged = logits(load_network(tmp_path / "a"))
+    assert (merged - adapted).abs().max() < 2e-5 < (adapted - plain).abs().max() / 10
+
+
+def test_base_that_is_gone_is_named(tmp_path: Path, make_network: Make) -> None:
+    network = make_network("llama")
+    trained(network, base="no-such-model").save(tmp_path / "a", network.config)
+    with pytest.raises(ShoalError, match=r"a needs its base model no-such-model"):
+        open_source(tmp_path / "a")
+    trained(network, base="").save(tmp_path / "b", network.config)
+    with pytest.raises(ShoalError, match=r"base model \(not named\)"):
+        open_source(tmp_path / "b")
+
+
+def test_installed_adapters_are_listed_on_their_base(tmp_path: Path, home: Path, make_network: Make) -> None:
+    network = make_network("llama")
+    save_checkpoint(tmp_path / "base", network)
+    registry.import_model(tmp_path / "base", name="tiny")
+    trained(network, base="tiny").save(tmp_path / "mine", network.config)
+    assert registry.import_model(tmp_path / "mine").base == "tiny"
+    assert [(e.name, e.base) for e in registry.list_models() if e.removable] == [
+        ("mine", "tiny"),
+        ("tiny", ""),
+    ]
+    assert load_network(resolve("mine")).config == network.config

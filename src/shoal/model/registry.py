@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 Thinking = Literal["none", "native", "adapter"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CARD = "shoal.json"
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class ModelEntry:
     sampling: dict[str, float] = field(default_factory=dict)
     """Recommended by its makers where its files do not say it: temperature, top_p, top_k, min_p, repetition_penalty."""
     licence: str = ""
+    base: str = ""
+    """Not empty: `path` is an adapter folder, for the model of this name or place."""
     removable: bool = False
     """Lies in `$SHOAL_HOME/models`."""
 
@@ -156,6 +159,8 @@ def _scan(path: Path) -> ModelEntry | None:
         if path.suffix.lower() != ".gguf":
             return None
         name = path.stem
+    elif (path / _ADAPTER).is_file() and not (path / "config.json").is_file():
+        return _adapter(path)
     elif not (path / "config.json").is_file():
         ggufs = sorted(path.glob("*.gguf"))  # a split series: the first names the rest
         if not ggufs:
@@ -175,6 +180,20 @@ def _scan(path: Path) -> ModelEntry | None:
         removable=True,
     )
     return _described(entry, path if path.is_dir() else path.parent / name)
+
+
+def _adapter(path: Path) -> ModelEntry | None:
+    """What an adapter's folder says; broken ones are listed too, opening them says what is wrong."""
+    if not _NAME.fullmatch(path.name):
+        log.warning(
+            "%s is not listed: a model's name has letters, digits, dot, dash and underscore only", path
+        )
+        return None
+    try:
+        base = str(json.loads(read_text(path / _ADAPTER)).get("base_model_name_or_path") or "?")
+    except (ValueError, AttributeError, ShoalError):
+        base = "?"
+    return _described(ModelEntry(path.name, path, base=base, removable=True), path)
 
 
 def _described(entry: ModelEntry, folder: Path) -> ModelEntry:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ShoalError
 from shoal.files import read_text
 from shoal.model import registry
-from shoal.model.checkpoint import gguf, names, safetensors_io
+from shoal.model.checkpoint import adapter_files, gguf, names, safetensors_io
+from shoal.model.checkpoint.adapted import base_of
+from shoal.model.checkpoint.adapter_files import is_adapter
 from shoal.model.checkpoint.shapes import parameter_shapes
 from shoal.model.checkpoint.source import Source, open_source
 from shoal.model.config import ModelConfig
@@ -31,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 
 def resolve(spec: str | Path) -> Path:
-    """The folder or GGUF file that a person means by a name.
+    """The folder (of a model or an adapter) or GGUF file that a person means by a name.
 
     In this order: the name of an installed model, a path, a name on the Hugging Face hub (`owner/model`). A folder of
     the same name as an installed model is reached as `./name`. Raises ShoalError that says what was tried.
@@ -45,7 +47,7 @@ def resolve(spec: str | Path) -> Path:
         safetensors_io.refuse_pickle(path)
         if path.suffix.lower() == ".gguf":
             return gguf.split_parts(path)[0]
-        if path.name == safetensors_io.SINGLE or path.name == "config.json":
+        if path.name in (safetensors_io.SINGLE, "config.json", adapter_files.CONFIG, adapter_files.WEIGHTS):
             return path.parent
         raise ShoalError(f"{path} is no model", hint="Give a checkpoint folder or a .gguf file.")
     from shoal.model.checkpoint import hub
@@ -60,8 +62,8 @@ def resolve(spec: str | Path) -> Path:
 
 
 def _in_folder(folder: Path) -> Path:
-    """The folder itself, or the one GGUF model inside it."""
-    if (folder / "config.json").is_file():
+    """The folder itself (a checkpoint or an adapter), or the one GGUF model inside it."""
+    if (folder / "config.json").is_file() or is_adapter(folder):
         return folder
     models = {gguf.split_parts(path)[0] for path in folder.glob("*.gguf")}
     if len(models) == 1:
@@ -74,9 +76,17 @@ def _in_folder(folder: Path) -> Path:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The configuration of a checkpoint folder or a GGUF file."""
-    path = Path(path)
+    """The configuration of a checkpoint folder or a GGUF file, or of an adapter's base."""
+    path = weights_base(path)
     return ModelConfig.from_folder(path) if path.is_dir() else open_source(path).config
+
+
+def weights_base(path: str | Path) -> Path:
+    """The model that `path` is, or that the adapter at `path` is for: where the tokenizer lies."""
+    path = Path(path)
+    while is_adapter(path):
+        path = base_of(path)
+    return path
 
 
 @dataclass
@@ -111,8 +121,11 @@ def _named_template(value: Any) -> str | None:
 
 
 def read_side_files(path: str | Path) -> SideFiles:
-    """Chat template, generation settings, receipt; for a GGUF file its metadata."""
+    """Chat template, generation settings, receipt; for a GGUF file its metadata. An adapter has its base's, but its
+    own receipt."""
     path = Path(path)
+    if is_adapter(path):
+        return replace(read_side_files(base_of(path)), receipt=_json(path / "receipt.json"))
     if path.is_dir():
         template_file = path / "chat_template.jinja"
         template = read_text(template_file) if template_file.is_file() else None

@@ -241,8 +241,15 @@ def _rows(stored: gguf_map.Stored, at_most_bytes: int = 64 << 20) -> Iterator[tu
 
 
 def open_source(path: str | Path) -> Source:
-    """Open a checkpoint folder or a GGUF file. Raises ShoalError that says what is wrong with it."""
+    """Open a checkpoint folder, a GGUF file or an adapter folder (merged into its base while it is read).
+
+    Raises ShoalError that says what is wrong with it.
+    """
     path = Path(path)
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        from shoal.model.checkpoint.adapted import AdaptedSource, base_of
+
+        return AdaptedSource(path, base_of(path))
     if path.is_dir():
         return SafetensorsSource(path)
     if path.suffix.lower() == ".gguf":

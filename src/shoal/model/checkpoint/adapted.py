@@ -1,0 +1,83 @@
+"""An adapter folder seen as the model it makes of its base: weights merged in fp32, one tensor at a time, while read.
+
+So whatever reads a model reads an adapter too: `shoal convert` merges it, `shoal eval` takes it as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shoal.errors import ShoalError
+from shoal.model.checkpoint import adapter_files
+from shoal.model.checkpoint.names import parameter_of
+from shoal.model.checkpoint.source import Findings, open_source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AdaptedSource:
+    """See `source.Source`. Raises ShoalError when the base is not there or is another model than the adapter's."""
+
+    def __init__(self, folder: Path, base: Path):
+        self.path, self.base_path = folder, base
+        self._base = open_source(base)
+        self.config, self.has_mtp = self._base.config, self._base.has_mtp
+        adapter_files.check_base(folder, base)
+        self.kind = adapter_files.read_config(folder).kind
+        self._factors = adapter_files.read_factors(folder, self.config) if self.kind == "lora" else {}
+        self._experts: dict[tuple[str, int], adapter_files.Floats] = {}
+        if self.kind == "esft":
+            for name, values in adapter_files.read_experts(folder, self.config).items():
+                parameter, expert = parameter_of(name)
+                assert expert is not None
+                self._experts[parameter, expert] = values
+
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
+        return self._base.tensors()
+
+    def check(self, *, mtp: bool) -> Findings:
+        return self._base.check(mtp=mtp)
+
+    def nbytes(self, parameter: str) -> int:
+        return self._base.nbytes(parameter)
+
+    def fill(self, parameter: str, target: Tensor, expert: int | None = None) -> None:
+        import torch
+
+        module = parameter.removesuffix(".weight")
+        own = [(e, v) for (name, e), v in self._experts.items() if name == parameter and expert in (None, e)]
+        if (f := self._factors.get(module)) is None and not own:
+            self._base.fill(parameter, target, expert)
+            return
+        whole = torch.empty_like(target, dtype=torch.float32)
+        self._base.fill(parameter, whole, expert)
+        if f is not None:
+            a, b = (f.a, f.b) if expert is None else (f.a[expert], f.b[expert])
+            whole += torch.from_numpy(np.matmul(b, a) * np.float32(f.scale)).to(whole.device)
+        for number, values in own:
+            (whole if expert is not None else whole[number]).copy_(torch.from_numpy(values))
+        target.copy_(whole)
+
+
+def base_of(folder: Path) -> Path:
+    """Where the base of an adapter lies. Raises ShoalError that names it when it is not there."""
+    from shoal.model.checkpoint.load import resolve
+
+    wanted = adapter_files.read_config(folder).base
+    try:
+        if not wanted:
+            raise ShoalError("it does not say which")
+        beside = folder / wanted  # a path relative to the adapter, for folders that move together
+        base = resolve(beside if beside.exists() and beside.resolve() != folder.resolve() else wanted)
+    except ShoalError as error:
+        raise ShoalError(
+            f"the adapter {folder} needs its base model {wanted or '(not named)'}: {error.message}",
+            hint=f"Put the base there, or write its place as base_model_name_or_path into {adapter_files.CONFIG}.",
+        ) from error
+    if base.resolve() == folder.resolve():
+        raise ShoalError(f"the adapter {folder} names itself as its base")
+    return base
