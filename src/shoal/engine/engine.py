@@ -99,6 +99,8 @@ class Engine:
         self.max_num_batched_tokens = max_num_batched_tokens or runner.prefill_chunk
         self.max_waiting = max_waiting
         self._disk = disk
+        self.adapters: set[str] = set()
+        """Names that a request may give as its adapter."""
         self._eos_ids = frozenset(tokenizer.eos_ids if eos_ids is None else eos_ids)
         self._inbox: deque[_Active] = deque()
         self._jobs: deque[tuple[Callable[[], None], Future[None]]] = deque()
@@ -160,16 +162,48 @@ class Engine:
 
         def refresh() -> None:
             self.runner.refresh_weights(tensors)
-            for sequence in reversed(list(self._scheduler.running)):
-                self._scheduler.preempt(sequence)
-            self._scheduler.pool.forget()
-            self._drop_disk()  # it is of the weights that were
+            self._forget()
 
+        self._between_steps(refresh)
+
+    def load_adapter(self, name: str, factors: Mapping[str, tuple[Any, Any, float]]) -> None:
+        """Requests may name this adapter from now on (`runner.load_adapter`). The same name again, or factors that a
+        trainer has moved in place: what the cache holds is forgotten, running answers are computed anew."""
+
+        def load() -> None:
+            self.runner.load_adapter(name, factors)
+            if name in self.adapters:
+                self._forget()
+            self.adapters.add(name)
+
+        self._between_steps(load)
+
+    def unload_adapter(self, name: str) -> None:
+        """No request may name it any more; the answers that use it end with an error."""
+
+        def unload() -> None:
+            self.adapters.discard(name)
+            gone = InvalidRequest("adapter", f"adapter {name!r} was taken away")
+            for active in [a for a in self._active.values() if a.request.adapter == name]:
+                self._finish(active, "error", error=gone)
+            self.runner.unload_adapter(name)
+
+        self._between_steps(unload)
+
+    def _forget(self) -> None:
+        """What the cache holds, in memory and on disk, is of weights that were."""
+        for sequence in reversed(list(self._scheduler.running)):
+            self._scheduler.preempt(sequence)
+        self._scheduler.pool.forget()
+        self._drop_disk()
+
+    def _between_steps(self, job: Callable[[], None]) -> None:
+        """Do something in the engine's own thread; returns when it is done, raises what it raises."""
         done: Future[None] = Future()
         with self._changed:
             if self._closing:
                 raise ShoalError("the engine is closed", hint="Load the model again.")
-            self._jobs.append((refresh, done))
+            self._jobs.append((job, done))
         self._stir()
         done.result()
 
@@ -193,10 +227,9 @@ class Engine:
     def _admit(self, request: Request, handle: Handle) -> _Active:
         """Everything about a request that can be wrong shows here, in the caller's thread."""
         prompt, params = [int(i) for i in request.prompt_ids], request.params
-        if request.adapter is not None:
-            raise InvalidRequest(
-                "adapter", f"adapter {request.adapter!r} is not loaded: this engine has none"
-            )
+        if request.adapter is not None and request.adapter not in self.adapters:
+            known = ", ".join(sorted(self.adapters)) or "none"
+            raise InvalidRequest("adapter", f"adapter {request.adapter!r} is not loaded; there are: {known}")
         if not prompt:
             raise InvalidRequest("prompt", "the prompt is empty: there is nothing to continue")
         if min(prompt) < 0 or max(prompt) >= self.runner.vocab_size:
@@ -350,7 +383,8 @@ class Engine:
         else:
             logits = int(share.completes and active.limit > 0)
         blocks = self._scheduler.pool.blocks_for(end)
-        return Chunk(sequence.token_ids[start:end], start, sequence.block_table[:blocks], logits)
+        table, adapter = sequence.block_table[:blocks], active.request.adapter
+        return Chunk(sequence.token_ids[start:end], start, table, logits, adapter=adapter)
 
     def _advance(self, active: _Active, share: Share, logits: NDArray[np.float32]) -> None:
         """Postprocess: progress while the prompt is read, then a token."""

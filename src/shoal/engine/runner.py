@@ -98,6 +98,16 @@ class Runner(Protocol):
         """Fill a cache block with what `read_block` gave, `block_bytes` of it."""
         ...
 
+    def load_adapter(self, name: str, factors: Mapping[str, tuple[Any, Any, float]]) -> None:
+        """Let chunks ask for this adapter, until a later call of the same name: {module: (A, B, scale)} adds
+        scale * B A to a matrix (model/checkpoint/adapter_files.py); arrays in numpy, or in what the runner is made of,
+        which it may share. Raises ShoalError for a module it does not have or cannot adapt."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget it; no chunk asks for it any more."""
+        ...
+
     def refresh_weights(self, tensors: Mapping[str, Any]) -> None:
         """Copy these tensors (by checkpoint name, anything DLPack understands) over the weights, in place. What the
         cache holds is then out of date; the engine sees to that."""

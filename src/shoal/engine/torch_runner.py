@@ -25,6 +25,7 @@ from torch import Tensor
 
 from shoal.engine.runner import Chunk, DraftChunk, RunnerOutput
 from shoal.errors import ShoalError
+from shoal.model.adapters import Adapter, adaptable, by_weight, from_arrays, targets
 from shoal.model.checkpoint.load import inspect, load_network
 from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
@@ -264,17 +265,34 @@ class TorchRunner:
         positions = self.cache_blocks * block_size
         self.cache = Cache(network.config, positions, dtype=self.dtype, device=self.device, mtp=self.has_mtp)
         self.block_bytes = self.cache.bytes_per_token * block_size
+        self.adapters: dict[str, Adapter] = {}
+        self._selection = adaptable(network)
         self.cache_layout = f"torch-1-{self.dtype}-{block_size}{'-mtp' * self.has_mtp}"
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> RunnerOutput:
         for chunk in chunks:
-            if chunk.adapter is not None:
-                raise ShoalError(f"adapter {chunk.adapter!r} is unknown: this runner has none")
+            if chunk.adapter is not None and chunk.adapter not in self.adapters:
+                raise ShoalError(f"adapter {chunk.adapter!r} is unknown: nobody loaded it")
+        asked = [chunk.adapter for chunk in chunks]
+        alone = {name for name in set(asked) if name is not None and by_weight(self.adapters[name])}
+        if alone and len(set(asked)) > 1:  # these change a matrix that all rows share: a pass for each
+            return self._apart(chunks, alone)
         order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].token_ids) > 1)  # decodes first
         ordered = [chunks[i] for i in order]
         context = self._context(ordered, keep_routing=any(chunk.routing for chunk in chunks))
         ids = np.concatenate([np.asarray(chunk.token_ids, dtype=np.int64) for chunk in ordered])
+        with self._selection.use(self._parts(ordered)):
+            return self._pass(chunks, ordered, order, ids, context)
+
+    def _pass(
+        self,
+        chunks: Sequence[Chunk],
+        ordered: Sequence[Chunk],
+        order: list[int],
+        ids: NDArray[np.int64],
+        context: PagedContext,
+    ) -> RunnerOutput:
         hidden_TD = self.network(torch.from_numpy(ids).to(self.device), context)
         if self.cache.hidden is not None:
             context.write(self.cache.hidden, hidden_TD)
@@ -292,6 +310,51 @@ class TorchRunner:
             pieces = _split(routing, [len(chunk.token_ids) for chunk in ordered], order)
             output.routing.extend(p if c.routing else None for p, c in zip(pieces, chunks, strict=True))
         return output
+
+    def _parts(self, ordered: Sequence[Chunk]) -> list[tuple[Adapter, Tensor | None]]:
+        """Which tokens of the step go through which adapter."""
+        places: dict[str, list[NDArray[np.int64]]] = {}
+        start = 0
+        for chunk in ordered:
+            if chunk.adapter is not None:
+                places.setdefault(chunk.adapter, []).append(np.arange(start, start + len(chunk.token_ids)))
+            start += len(chunk.token_ids)
+        parts = {name: np.concatenate(rows) for name, rows in places.items()}
+        return [
+            (self.adapters[name], None if len(rows) == start else torch.from_numpy(rows).to(self.device))
+            for name, rows in parts.items()
+        ]
+
+    def _apart(self, chunks: Sequence[Chunk], alone: set[str]) -> RunnerOutput:
+        """The chunks in several passes, their results in order."""
+        groups: dict[str | None, list[int]] = {}
+        for i, chunk in enumerate(chunks):
+            groups.setdefault(chunk.adapter if chunk.adapter in alone else None, []).append(i)
+        found: dict[int, tuple[Any, Any, Any]] = {}
+        for members in groups.values():
+            output = self.run([chunks[i] for i in members])
+            nothing = [None] * len(members)
+            parts = (output.logits, output.hidden or nothing, output.routing or nothing)
+            found |= dict(zip(members, zip(*parts, strict=True), strict=True))
+        logits, hidden, routing = zip(*(found[i] for i in range(len(chunks))), strict=True)
+        return RunnerOutput(
+            list(logits),
+            list(hidden) if any(chunk.hidden for chunk in chunks) else [],
+            list(routing) if any(chunk.routing for chunk in chunks) else [],
+        )
+
+    def load_adapter(self, name: str, factors: Mapping[str, tuple[Any, Any, float]]) -> None:
+        adapter = from_arrays(factors)
+        known = targets(self.network, ["all-linear", "lm_head"])
+        for module, f in adapter.factors.items():
+            shape = (*f.b.shape[:-1], f.a.shape[-1])
+            if known.get(module) != shape:
+                raise ShoalError(f"adapter {name!r} changes {module}, but not to the shape it has here")
+            f.a, f.b = f.a.to(self.device), f.b.to(self.device)
+        self.adapters[name] = adapter
+
+    def unload_adapter(self, name: str) -> None:
+        del self.adapters[name]
 
     @torch.inference_mode()
     def draft(self, chunks: Sequence[DraftChunk]) -> list[list[int]]:
