@@ -135,3 +135,29 @@ def test_shared_experts_are_added_for_every_token() -> None:
             stack.zero_()
     torch.testing.assert_close(layer(x_TD, context), layer.shared_experts(x_TD, context))
     assert (whole - layer(x_TD, context)).abs().max() > 0
+
+
+def test_given_experts_are_used_with_their_own_scores() -> None:
+    """What a trainer replays: the sampler's choice, weighed by the scores of now, with their gradient."""
+    gate = router()
+    x_TD = torch.randn(5, 32, generator=torch.Generator().manual_seed(3))
+    chosen, weights, scores = gate(x_TD)
+    again, same, _ = gate(x_TD, chosen)
+    assert again is chosen and torch.equal(same, weights)
+    other = (chosen + 1) % 12
+    ids, moved, _ = gate(x_TD, other)
+    raw = scores.gather(-1, other)
+    torch.testing.assert_close(moved, raw / raw.sum(-1, keepdim=True) * gate.scaling_factor)
+    assert torch.equal(ids, other) and moved.requires_grad
+
+    class Replay(RowsContext):
+        def replayed(self, layer: int) -> Tensor | None:
+            assert layer == 1
+            return other
+
+    layer = MixtureOfExperts(ModelConfig.from_dict(SHAPE), 1)
+    free, replay = (kind(1, 5, count_experts=True) for kind in (RowsContext, Replay))
+    assert not torch.equal(layer(x_TD, free), layer(x_TD, replay))
+    assert replay.expert_counts[1].sum() == 15 and not torch.equal(
+        free.expert_counts[1], replay.expert_counts[1]
+    )

@@ -40,6 +40,11 @@ class TokenContext(ABC):
     def routed(self, layer: int, expert_ids_TK: Tensor, scores_TE: Tensor) -> None:  # noqa: B027 (optional)
         """Called by every MoE layer with its choice and its scores (fp32, without the selection bias)."""
 
+    def replayed(self, layer: int) -> Tensor | None:
+        """Experts [T, K] that a MoE layer uses instead of its router's choice, weighed by its own scores. A trainer
+        replays a sampler's routing so that both compute the same function (DeepSeek-V3.2, section 3.1)."""
+        return None
+
 
 class RowsContext(TokenContext):
     """B rows of L positions, each causal from its start, for training and evaluation. One context per forward pass.

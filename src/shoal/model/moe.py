@@ -69,19 +69,23 @@ class Router(nn.Module):
             self.e_score_correction_bias = bias.to(device=moved.device, dtype=torch.float32)
         return self
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> (expert ids [T, K], weights [T, K] fp32, scores [T, E] fp32 without the bias)."""
+    def forward(self, x_TD: Tensor, ids_TK: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """-> (expert ids [T, K], weights [T, K] fp32, scores [T, E] fp32 without the bias). `ids_TK`: given, not
+        chosen."""
         scores_TE = self.score(F.linear(x_TD.float(), self.weight.float()))
-        choice_TE = scores_TE.detach()
-        if self.e_score_correction_bias is not None:
-            choice_TE = choice_TE + self.e_score_correction_bias
-        if self.group_limited:
-            choice_TE = self._within_best_groups(choice_TE)
-        ids_TK = choice_TE.topk(self.experts_per_token, -1, sorted=False).indices
+        if ids_TK is None:
+            ids_TK = self._choose(scores_TE.detach())
         weights_TK = scores_TE.gather(-1, ids_TK)
         if self.normalise:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
         return ids_TK, weights_TK * self.scaling_factor, scores_TE
+
+    def _choose(self, choice_TE: Tensor) -> Tensor:
+        if self.e_score_correction_bias is not None:
+            choice_TE = choice_TE + self.e_score_correction_bias
+        if self.group_limited:
+            choice_TE = self._within_best_groups(choice_TE)
+        return choice_TE.topk(self.experts_per_token, -1, sorted=False).indices
 
     def _within_best_groups(self, choice_TE: Tensor) -> Tensor:
         """-inf for experts outside the best `topk_group` groups (not 0: biased scores may be negative)."""
@@ -132,7 +136,7 @@ class MixtureOfExperts(nn.Module):
             )
 
     def forward(self, x_TD: Tensor, context: TokenContext) -> Tensor:
-        ids_TK, weights_TK, scores_TE = self.gate(x_TD)
+        ids_TK, weights_TK, scores_TE = self.gate(x_TD, context.replayed(self.layer))
         context.routed(self.layer, ids_TK, scores_TE)
         out_TD = self.experts(x_TD, ids_TK, weights_TK)
         return out_TD if self.shared_experts is None else out_TD + self.shared_experts(x_TD, context)
