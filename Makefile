@@ -18,7 +18,7 @@ TORCH_FROM :=
 TORCH_SIZE := about 3 GB with its CUDA libraries; TORCH=cpu chooses the small one
 endif
 
-.PHONY: chat test test-all lint format bench lines lock vendor nano clean help
+.PHONY: chat test test-all lint format bench lines lock vendor native nano clean help
 .DEFAULT_GOAL := help
 
 help: ## this text
@@ -71,6 +71,11 @@ format: $(VENV)/.dev ## let ruff put things right
 bench: $(VENV)/.dev $(VENV)/.smollm2 ## this machine's figures beside the limit and the peers
 	$(BIN)/shoal bench
 
+native: $(VENV)/.dev ## compile ops/native again after a change (needs cmake; the file is renamed into place)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt nanobind
+	@cmake -S cmake -B build/native -DSHOAL_INPLACE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python > /dev/null
+	@cmake --build build/native -j2
+
 nano: $(VENV)/.run ## train the embedded model again from nothing (hours)
 	$(BIN)/shoal train recipes/nano.toml
 
@@ -89,4 +94,4 @@ vendor: $(VENV)/.dev ## fetch the page's libraries again and check their hashes
 	$(BIN)/python tools/vendor.py
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) build src/shoal/ops/native/*.so .pytest_cache .mypy_cache .ruff_cache dist

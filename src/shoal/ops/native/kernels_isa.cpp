@@ -1,0 +1,42 @@
+// Compiled once per instruction set (SHOAL_ISA = plain, avx2, avx512, amx), with that set's compiler flags; each copy
+// lives in a namespace of its own and exports one table of functions.
+#include <cstddef>
+#include <cstdint>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace shoal {
+namespace SHOAL_ISA {
+namespace {
+
+#include "kernels_simd.h"
+#include "kernels_rows.h"
+#include "kernels_quant.h"
+#include "kernels_float.h"
+#include "kernels_attention.h"
+
+void matmul(const Matrix& w, const Activations& x, int tokens, float* y, ptrdiff_t ldy, int begin, int end) {
+    if (tokens <= 0) return;
+    switch (w.format) {
+        case Format::F32: return float_matmul<Format::F32>(w, x, tokens, y, ldy, begin, end);
+        case Format::BF16: return float_matmul<Format::BF16>(w, x, tokens, y, ldy, begin, end);
+        case Format::Q8: return quant_matmul<Format::Q8>(w, x, tokens, y, ldy, begin, end);
+        case Format::Q4: return quant_matmul<Format::Q4>(w, x, tokens, y, ldy, begin, end);
+        case Format::Q4M: return quant_matmul<Format::Q4M>(w, x, tokens, y, ldy, begin, end);
+    }
+}
+
+}  // namespace
+
+#define SHOAL_STRING_(x) #x
+#define SHOAL_STRING(x) SHOAL_STRING_(x)
+
+extern const Kernels table;
+const Kernels table = {SHOAL_STRING(SHOAL_ISA), matmul, quantise, attention, attention_span, attention_merge, store_position,
+                       rmsnorm, rope, silu_mul, silu_mul_blocks, add_to, axpy, softmax, argmax};
+
+}  // namespace SHOAL_ISA
+}  // namespace shoal
