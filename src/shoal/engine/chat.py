@@ -185,4 +185,5 @@ def stream_chat(
     request = Request(
         rendered.ids, opened.defaults if params is None else params, cache_salt=cache_salt, logits_hook=hook
     )
+    request = replace(request, adapter=opened.adapter)
     return ChatStream(opened.engine.submit(request), opened.protocol, rendered.starts_in)

@@ -87,7 +87,7 @@ def _submit(opened: OpenedModel, prompt_tokens: int, answer_tokens: int, seed: i
     generator = random.Random(seed)
     ids = [generator.randrange(opened.tokenizer.vocab_size) for _ in range(prompt_tokens)]
     params = SamplingParams(temperature=0, max_tokens=answer_tokens, ignore_eos=True)
-    return opened.engine.submit(Request(ids, params))
+    return opened.engine.submit(Request(ids, params, adapter=opened.adapter))
 
 
 def _finish(handle: Handle) -> Finished:
