@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.engine.conftest import make_network
 
+from shoal.data.tokenizer import Tokenizer, load_tokenizer
+from shoal.engine.chat import stream_chat
 from shoal.engine.engine import Engine
+from shoal.engine.open import OpenedModel, on_base, open_model
 from shoal.engine.runner import Chunk
 from shoal.engine.torch_runner import TorchRunner
 from shoal.engine.types import Delta, Finished, InvalidRequest, Request, SamplingParams
 from shoal.errors import ShoalError
 from shoal.model.adapters import Adapter, merge, new_lora, targets
+from shoal.model.checkpoint import adapter_files
+from shoal.model.checkpoint.save import Weights, save_checkpoint, save_folder
+from shoal.model.checkpoint.source import open_source
 from shoal.model.transformer import CausalLM
 
 Greedy = Callable[..., tuple[list[int], list[float]]]
@@ -100,3 +110,45 @@ def test_factors_of_another_shape_are_refused(
     module = "model.layers.0.self_attn.q_proj"
     with pytest.raises(ShoalError, match=f"changes {module}"):
         new_engine(gqa_network).load_adapter("x", {module: factors["model.layers.0.mlp.up_proj"]})
+
+
+# ---- folders
+
+
+@pytest.fixture
+def folders(tmp_path: Path, gqa_network: CausalLM, tokenizer: Tokenizer) -> Path:
+    """tmp_path/base, a model; tmp_path/one and two, adapters on it."""
+    save_checkpoint(tmp_path / "base", gqa_network, tokenizer_files=tokenizer.save)
+    mark = adapter_files.fingerprint(open_source(tmp_path / "base"))
+    for seed, name in enumerate(("one", "two"), 1):
+        adapter = adapter_for(gqa_network, seed, shared=False)
+        adapter.config = replace(adapter.config, base="../base", fingerprint=mark)
+        adapter.save(tmp_path / name, gqa_network.config, bfloat16=False)
+    return tmp_path
+
+
+def say(opened: OpenedModel) -> list[int]:
+    params = SamplingParams(temperature=0, max_tokens=8)
+    with stream_chat(opened, [{"role": "user", "content": "hello"}], params=params) as stream:
+        return [piece.token_id for event in stream for piece in event.pieces]
+
+
+def test_adapter_folder_opens_on_its_base_and_shares_its_engine(folders: Path) -> None:
+    with contextlib.closing(open_model(folders / "one", dtype="float32", max_num_seqs=2)) as one:
+        assert one.name == "one" and one.path == folders / "one" and one.adapter
+        two = on_base(one, folders / "two", name="two")
+        assert two.engine is one.engine
+        answers = [say(one), say(two), say(replace(one, adapter=None))]
+    assert len({tuple(ids) for ids in answers}) == 3
+    for name, expected in zip(("one", "two", "base"), answers, strict=True):
+        merged = folders / f"merged-{name}"
+        weights = Weights.of_source(open_source(folders / name), mtp=False)
+        save_folder(merged, weights, dtype="float32", tokenizer_files=load_tokenizer(folders / "base").save)
+        with contextlib.closing(open_model(merged, dtype="float32", max_num_seqs=1)) as model:
+            assert say(model) == expected
+
+
+def test_wrong_base_is_refused_before_it_is_loaded(folders: Path, tokenizer: Tokenizer) -> None:
+    save_checkpoint(folders / "base", make_network("mla"), tokenizer_files=tokenizer.save)
+    with pytest.raises(ShoalError, match="one does not fit this base"):
+        open_model(folders / "one", dtype="float32")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from shoal.engine.engine import Engine
 from shoal.engine.types import SamplingParams
 from shoal.errors import ShoalError, UsageError
 from shoal.model import counts, registry
-from shoal.model.checkpoint import load
+from shoal.model.checkpoint import adapter_files, load
+from shoal.model.checkpoint.adapted import base_of
+from shoal.model.checkpoint.adapter_files import is_adapter
 from shoal.model.checkpoint.load import SideFiles
 from shoal.model.config import ModelConfig
 
@@ -40,6 +43,8 @@ class OpenedModel:
     device: str
     defaults: SamplingParams
     """The sampling that the model's makers recommend (generation_config.json, registry), else temperature 1."""
+    adapter: str | None = None
+    """What its requests name as their adapter; the engine is then its base's, and may be shared (`on_base`)."""
 
     def close(self) -> None:
         self.engine.close()
@@ -55,8 +60,10 @@ def open_model(
     cache_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> OpenedModel:
-    """Load a model (folder, GGUF file, installed name, hub name) and start its engine.
+    """Load a model (folder, adapter folder, GGUF file, installed name, hub name) and start its engine.
 
+    A LoRA adapter is not merged: its base is loaded, and its rows of a batch go through the adapter. Other adapters,
+    and those on top of another adapter, are merged while they are read.
     dtype: "float32", "bfloat16" or "float16"; None takes what this device computes fastest, by measurement.
     context: the longest prompt and answer together; default the model's own, less if the cache cannot hold it.
     cache_bytes: memory for the cache of all requests; default a quarter of what is free. Untouched parts cost nothing.
@@ -69,11 +76,27 @@ def open_model(
     path = load.resolve(spec)
     entry = registry.find(spec) if isinstance(spec, str) else None
     name = entry.name if entry else path.stem if path.is_file() else path.name
+    if goes_unmerged(path):
+        adapter_files.read_factors(path, load.read_config(path))  # before its base is loaded
+        base = open_model(
+            base_spec(path),
+            dtype=dtype,
+            device=device,
+            context=context,
+            max_num_seqs=max_num_seqs,
+            cache_bytes=cache_bytes,
+            progress=progress,
+        )
+        try:
+            return on_base(base, path, name=name)
+        except BaseException:
+            base.close()
+            raise
     side_files = load.read_side_files(path)
     if side_files.gguf_metadata is not None:
         tokenizer = tokenizer_from_gguf(side_files.gguf_metadata)
     else:
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(load.weights_base(path))
     config = load.read_config(path)
     protocol = protocol_for(tokenizer, model_type=config.model_type, chat_template=side_files.chat_template)
     chosen = dtype or torch_runner.fastest_dtype(device)
@@ -95,6 +118,42 @@ def open_model(
         dtype=chosen,
         device=device,
         defaults=_defaults({**(entry.sampling if entry else {}), **side_files.generation_config}),
+    )
+
+
+def goes_unmerged(path: Path) -> bool:
+    """Whether this is a LoRA adapter on a plain model."""
+    return (
+        is_adapter(path) and adapter_files.read_config(path).kind == "lora" and not is_adapter(base_of(path))
+    )
+
+
+def base_spec(adapter: Path) -> str | Path:
+    """An adapter's base for `open_model`: by its installed name, which brings its sampling along, or its place."""
+    entry = registry.find(adapter_files.read_config(adapter).base)
+    return entry.name if entry else base_of(adapter)
+
+
+def on_base(base: OpenedModel, folder: Path, *, name: str) -> OpenedModel:
+    """A LoRA adapter on a model that is open already; both answer from one engine, in the same batches.
+
+    Raises ShoalError, naming both, if the adapter was made for another model.
+    """
+    adapter_files.check_base(folder, base.path)
+    factors = adapter_files.read_factors(folder, base.config)
+    digest = hashlib.sha256((folder / adapter_files.WEIGHTS).read_bytes()).hexdigest()
+    adapter = f"{name}-{digest[:12]}"  # cached prefixes are named by it: never two adapters of one name
+    if adapter not in base.engine.adapters:
+        base.engine.load_adapter(adapter, factors)
+    side_files = load.read_side_files(folder)
+    template, model_type = side_files.chat_template, base.config.model_type
+    return replace(
+        base,
+        name=name,
+        path=folder,
+        protocol=protocol_for(base.tokenizer, model_type=model_type, chat_template=template),
+        side_files=side_files,
+        adapter=adapter,
     )
 
 

@@ -154,7 +154,8 @@ def submit(
     if thinking_budget is not None and close_id is not None and prompt.starts_in == "reasoning":
         hook = ThinkingBudget(thinking_budget, open_id, close_id, thinking=True)
     try:
-        return opened.engine.submit(Request(prompt.ids, params, cache_salt=salt, logits_hook=hook))
+        request = Request(prompt.ids, params, adapter=opened.adapter, cache_salt=salt, logits_hook=hook)
+        return opened.engine.submit(request)
     except ShoalError as refusal:
         raise from_shoal(refusal, param=param) from refusal
 

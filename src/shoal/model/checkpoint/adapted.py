@@ -24,8 +24,8 @@ class AdaptedSource:
 
     def __init__(self, folder: Path, base: Path):
         self.path, self.base_path = folder, base
-        self._base = open_source(base)
-        self.config, self.has_mtp = self._base.config, self._base.has_mtp
+        self.base = open_source(base)
+        self.config, self.has_mtp = self.base.config, self.base.has_mtp
         adapter_files.check_base(folder, base)
         self.kind = adapter_files.read_config(folder).kind
         self._factors = adapter_files.read_factors(folder, self.config) if self.kind == "lora" else {}
@@ -37,30 +37,37 @@ class AdaptedSource:
                 self._experts[parameter, expert] = values
 
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
-        return self._base.tensors()
+        return self.base.tensors()
 
     def check(self, *, mtp: bool) -> Findings:
-        return self._base.check(mtp=mtp)
+        return self.base.check(mtp=mtp)
 
     def nbytes(self, parameter: str) -> int:
-        return self._base.nbytes(parameter)
+        return self.base.nbytes(parameter)
+
+    def floats(self, parameter: str, expert: int | None = None) -> adapter_files.Floats:
+        whole = self.base.floats(parameter, expert)
+        if (f := self._factors.get(parameter.removesuffix(".weight"))) is not None:
+            a, b = (f.a, f.b) if expert is None else (f.a[expert], f.b[expert])
+            whole = whole + np.matmul(b, a) * np.float32(f.scale)
+        for number, values in self._own(parameter, expert):
+            if expert is not None:
+                whole = values
+            else:
+                whole[number] = values
+        return whole
+
+    def _own(self, parameter: str, expert: int | None) -> list[tuple[int, adapter_files.Floats]]:
+        """Experts of a stack that the adapter replaces."""
+        return [(e, v) for (name, e), v in self._experts.items() if name == parameter and expert in (None, e)]
 
     def fill(self, parameter: str, target: Tensor, expert: int | None = None) -> None:
         import torch
 
-        module = parameter.removesuffix(".weight")
-        own = [(e, v) for (name, e), v in self._experts.items() if name == parameter and expert in (None, e)]
-        if (f := self._factors.get(module)) is None and not own:
-            self._base.fill(parameter, target, expert)
-            return
-        whole = torch.empty_like(target, dtype=torch.float32)
-        self._base.fill(parameter, whole, expert)
-        if f is not None:
-            a, b = (f.a, f.b) if expert is None else (f.a[expert], f.b[expert])
-            whole += torch.from_numpy(np.matmul(b, a) * np.float32(f.scale)).to(whole.device)
-        for number, values in own:
-            (whole if expert is not None else whole[number]).copy_(torch.from_numpy(values))
-        target.copy_(whole)
+        if parameter.removesuffix(".weight") in self._factors or self._own(parameter, expert):
+            target.copy_(torch.from_numpy(np.ascontiguousarray(self.floats(parameter, expert))))
+        else:
+            self.base.fill(parameter, target, expert)
 
 
 def base_of(folder: Path) -> Path:

@@ -208,7 +208,10 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def fingerprint(source: Source) -> str:
-    """Of a model: its shape and its norms' gains (to bfloat16), which no number format of the weights changes."""
+    """Of a model: its shape and its norms' gains (to bfloat16), which no number format of the weights changes.
+    Adapters leave them alone, so that an adapted model has its base's."""
+    while hasattr(source, "base"):  # adapted.AdaptedSource
+        source = source.base
     config = source.config
     digest = hashlib.sha256(repr(_outline(config)).encode())
     for name in ("model.norm.weight", "model.layers.0.input_layernorm.weight"):

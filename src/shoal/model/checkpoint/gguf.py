@@ -83,6 +83,16 @@ class GgufTensor:
             out[at * per_block : upto * per_block] = decoded.reshape(-1)
         return out.reshape(shape)
 
+    def raw(self) -> np.ndarray[Any, Any]:
+        """The coded bytes, mapped: uint8 [..., bytes of a row]."""
+        return np.memmap(
+            self.path,
+            np.uint8,
+            "r",
+            self.start,
+            (*self.shape[:-1], self.nbytes // math.prod(self.shape[:-1])),
+        )
+
 
 @dataclass(frozen=True)
 class GgufFile:

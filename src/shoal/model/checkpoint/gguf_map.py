@@ -108,6 +108,8 @@ class Stored:
     read: Callable[[int, int], Array]
     by_rows: bool
     """False: it can only be read whole."""
+    order: Array | None = None
+    """Which row of the tensor each row of the parameter is, where they are stored in another order."""
 
 
 def stored_parameters(
@@ -133,7 +135,8 @@ def _one(tensor: GgufTensor, parameter: str, config: ModelConfig) -> Stored:
             return Stored(
                 (tensor,), tensor.shape, lambda a, b: tensor.read(), False
             )  # refused later, by its shape
-        return Stored((tensor,), tensor.shape, lambda a, b: to_halves(tensor.read(), heads), False)
+        order = to_halves(np.arange(tensor.shape[0]), heads)
+        return Stored((tensor,), tensor.shape, lambda a, b: tensor.read()[order], False, order)
     return Stored((tensor,), tensor.shape, tensor.read, len(tensor.shape) > 1)
 
 

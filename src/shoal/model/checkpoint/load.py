@@ -122,10 +122,16 @@ def _named_template(value: Any) -> str | None:
 
 def read_side_files(path: str | Path) -> SideFiles:
     """Chat template, generation settings, receipt; for a GGUF file its metadata. An adapter has its base's, but its
-    own receipt."""
+    own receipt, and its own template and settings where it brings them."""
     path = Path(path)
     if is_adapter(path):
-        return replace(read_side_files(base_of(path)), receipt=_json(path / "receipt.json"))
+        own, base = path / "chat_template.jinja", read_side_files(base_of(path))
+        return replace(
+            base,
+            chat_template=read_text(own) if own.is_file() else base.chat_template,
+            generation_config=_json(path / "generation_config.json") or base.generation_config,
+            receipt=_json(path / "receipt.json"),
+        )
     if path.is_dir():
         template_file = path / "chat_template.jinja"
         template = read_text(template_file) if template_file.is_file() else None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shoal.errors import ShoalError
 from shoal.model.checkpoint import gguf, gguf_map, names, safetensors_io
@@ -22,6 +23,7 @@ from shoal.model.config import ModelConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+Floats = NDArray[np.float32]
 FP8 = "F8_E4M3"
 _FLOATS = ("F64", "F32", "F16", "BF16", FP8)
 
@@ -78,6 +80,9 @@ class Source(Protocol):
 
     def fill(self, parameter: str, target: Tensor, expert: int | None = None) -> None:
         """Read a parameter, or one expert of a stack, into `target`, converting to its dtype."""
+
+    def floats(self, parameter: str, expert: int | None = None) -> Floats:
+        """The same as fp32, without torch."""
 
 
 class SafetensorsSource:
@@ -148,6 +153,21 @@ class SafetensorsSource:
             for number, info in enumerate(parts):
                 self._fill_one(info, target[number])
 
+    def floats(self, parameter: str, expert: int | None = None) -> Floats:
+        parts = self._parts(parameter)
+        if expert is not None:
+            return self._floats(parts[expert])
+        if parts[0].name == parameter:
+            return self._floats(parts[0])
+        return np.stack([self._floats(info) for info in parts])
+
+    def _floats(self, info: TensorInfo) -> Floats:
+        if info.dtype != FP8:
+            return to_floats(info)
+        scales = to_floats(self._infos[f"{info.name}_scale_inv"])
+        grid = np.repeat(np.repeat(scales, self._block[0], 0), self._block[1], 1)
+        return _E4M3[info.read()] * grid[: info.shape[0], : info.shape[1]]
+
     def _fill_one(self, info: TensorInfo, target: Tensor) -> None:
         from shoal.model.checkpoint.torch_arrays import to_torch
 
@@ -158,6 +178,26 @@ class SafetensorsSource:
             scale = to_torch(self._infos[f"{info.name}_scale_inv"])
             tensor = dequantize_blocks(tensor, scale, block=self._block)
         target.copy_(tensor)
+
+
+def to_floats(info: TensorInfo) -> Floats:
+    """A stored tensor of a plain float dtype as fp32."""
+    values = info.read()
+    if info.dtype == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return np.asarray(values, np.float32)
+
+
+def _e4m3() -> Floats:
+    """The number behind each byte: sign, 4 bits of exponent (bias 7), 3 of mantissa; 0x7f and 0xff are nan."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+    size[(code & 127) == 127] = np.nan
+    return np.where(code >= 128, -size, size).astype(np.float32)
+
+
+_E4M3 = _e4m3()
 
 
 def _fp8_block(quantization: Mapping[str, Any] | None, folder: Path) -> tuple[int, int]:
@@ -219,6 +259,10 @@ class GgufSource:
 
     def nbytes(self, parameter: str) -> int:
         return sum(tensor.nbytes for tensor in self._stored[parameter].tensors)
+
+    def floats(self, parameter: str, expert: int | None = None) -> Floats:
+        stored = self._stored[parameter]
+        return stored.read(0, stored.shape[0]) if expert is None else stored.read(expert, expert + 1)[0]
 
     def fill(self, parameter: str, target: Tensor, expert: int | None = None) -> None:
         import torch
