@@ -207,6 +207,11 @@ class Engine:
         self._stir()
         done.result()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing
+
     def close(self) -> None:
         """End all requests (reason "cancelled") and give the runner's memory back. May be called twice."""
         with self._changed:
