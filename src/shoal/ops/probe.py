@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 _SHAPE = (1024, 1024, 1024)  # rows, inner, columns of the product that is timed
+_SHAPE_GPU = (4096, 4096, 4096)  # a smaller one measures the launch, not the product
 _READ_BYTES = 256 * 2**20  # far above any cache of a small machine
 _SECONDS = 0.25  # spent on each figure
+_OWN_SHARE = 0.85  # of the processor's time; with less, others were at work too
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Probe:
 
     gemm_flops_per_second: dtype name ("float32", "bfloat16") -> FLOP/s of a 1024-cubed product.
     read_bytes_per_second: bytes/s of summing a large fp32 array.
+    busy: other programs held the processor meanwhile, so that the figures are too low.
     """
 
     device: str
@@ -37,6 +40,7 @@ class Probe:
     gemm_flops_per_second: dict[str, float]
     read_bytes_per_second: float
     measured_at: str
+    busy: bool = False
 
     @property
     def best_dtype(self) -> str:
@@ -65,7 +69,7 @@ def device_name(device: str = "cpu") -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{cpu_name()} ({device})"
 
 
-def _best_seconds(device: torch.device, work: object) -> float:
+def _best_seconds(device: torch.device, work: object, seconds: float) -> float:
     """The shortest of the repeats that fit in the time: other processes only ever add."""
     import torch
 
@@ -79,43 +83,61 @@ def _best_seconds(device: torch.device, work: object) -> float:
         return time.perf_counter() - start
 
     run()  # first touch, thread start, library choice
-    best, stop = run(), time.perf_counter() + _SECONDS
+    best, stop = run(), time.perf_counter() + seconds
     while time.perf_counter() < stop:
         best = min(best, run())
     return best
 
 
-def measure(device: str = "cpu") -> Probe:
-    """Measure now (about a second). Uses the threads that torch has."""
+def measure(device: str = "cpu", seconds: float = _SECONDS) -> Probe:
+    """Measure now, `seconds` for each of three figures. Uses the threads that torch has."""
     import torch
 
     target = torch.device(device)
-    rows, inner, columns = _SHAPE
+    began, worked = time.perf_counter(), time.process_time()
+    rows, inner, columns = _SHAPE if target.type == "cpu" else _SHAPE_GPU
     gemm: dict[str, float] = {}
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
             # A machine without bf16 units is 100 times slower at it: a thin slice tells that without the wait.
             trial = torch.ones(16, inner, dtype=dtype, device=target)
             right = torch.ones(inner, columns, dtype=dtype, device=target)
-            start = time.perf_counter()
-            trial @ right
-            thin = 2 * 16 * inner * columns / (time.perf_counter() - start)
+            thin = 0.0
+            for _ in range(3):  # the first product of a kind also chooses and builds its kernel
+                start = time.perf_counter()
+                trial @ right
+                thin = max(thin, 2 * 16 * inner * columns / (time.perf_counter() - start))
             name = str(dtype).removeprefix("torch.")
-            if gemm and thin < gemm["float32"] / 20:
+            if target.type == "cpu" and gemm and thin < gemm["float32"] / 20:
                 gemm[name] = thin
                 continue
             left = torch.ones(rows, inner, dtype=dtype, device=target)
-            seconds = _best_seconds(target, lambda left=left, right=right: left @ right)
-            gemm[name] = 2 * rows * inner * columns / seconds
+            best = _best_seconds(target, lambda left=left, right=right: left @ right, seconds)
+            gemm[name] = 2 * rows * inner * columns / best
         numbers = torch.ones(_READ_BYTES // 4, device=target)
-        read = _READ_BYTES / _best_seconds(target, numbers.sum)
+        read = _READ_BYTES / _best_seconds(target, numbers.sum, seconds)
+    cores = torch.get_num_threads() if target.type == "cpu" else 1
+    had = (time.process_time() - worked) / ((time.perf_counter() - began) * min(cores, os.cpu_count() or 1))
     return Probe(
         device=device_name(device),
         threads=torch.get_num_threads() if target.type == "cpu" else 0,
         gemm_flops_per_second=gemm,
         read_bytes_per_second=read,
         measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        busy=target.type == "cpu" and had < _OWN_SHARE,
     )
+
+
+def _better(old: Probe, new: Probe) -> Probe:
+    """The new measurement if it was a quiet one, else the best of both: other programs only ever take away."""
+    if not new.busy:
+        return new
+    gemm = {
+        name: max(rate, old.gemm_flops_per_second.get(name, 0.0))
+        for name, rate in new.gemm_flops_per_second.items()
+    }
+    read = max(old.read_bytes_per_second, new.read_bytes_per_second)
+    return replace(new, gemm_flops_per_second=gemm, read_bytes_per_second=read, busy=old.busy)
 
 
 def _cache() -> dict[str, Any]:
@@ -143,22 +165,26 @@ def cached_peak(device: str = "cpu") -> float | None:
         return None
 
 
-def probe(device: str = "cpu", *, fresh: bool = False) -> Probe:
+def probe(device: str = "cpu", *, fresh: bool = False, seconds: float = _SECONDS) -> Probe:
     """The cached measurement of this device, thread count and torch version (in `$SHOAL_HOME/probe.json`).
 
-    `fresh` measures again. A cache that cannot be read or written is no error: the figures are then measured.
+    `fresh` measures again, and so does a cached figure that was taken on a busy machine; what is kept is the best
+    until a quiet moment. A cache that cannot be read or written is no error: the figures are then measured.
     """
     import torch
 
     threads = torch.get_num_threads() if device == "cpu" else 0
     key = f"{device_name(device)} | {threads} threads of {os.cpu_count()} | torch {torch.__version__}"
     cache = _cache()
-    if not fresh:
-        try:
-            return Probe(**cache[key])
-        except (KeyError, TypeError):
-            pass  # not measured yet, or not in a form we know
-    result = measure(device)
+    old: Probe | None = None
+    try:
+        old = Probe(**cache[key])
+    except (KeyError, TypeError):
+        pass  # not measured yet, or not in a form we know
+    if old is not None and not (fresh or old.busy):
+        return old
+    new = measure(device, seconds)
+    result = _better(old, new) if old is not None else new
     try:
         atomic_write_text(shoal_home() / "probe.json", json.dumps({**cache, key: asdict(result)}, indent=1))
     except Exception:  # a read-only home must not stop a run
