@@ -84,6 +84,12 @@ class Source(Protocol):
     def floats(self, parameter: str, expert: int | None = None) -> Floats:
         """The same as fp32, without torch."""
 
+    def stored_types(self, parameter: str) -> list[str]:
+        """The number formats it is stored in: one, or two for a kv_b_proj that GGUF keeps in halves."""
+
+    def files(self) -> list[Path]:
+        """The files that hold the weights."""
+
 
 class SafetensorsSource:
     """A Hugging Face folder. FP8 weights are multiplied out by their block scales while they are read."""
@@ -160,6 +166,12 @@ class SafetensorsSource:
         if parts[0].name == parameter:
             return self._floats(parts[0])
         return np.stack([self._floats(info) for info in parts])
+
+    def stored_types(self, parameter: str) -> list[str]:
+        return [self._parts(parameter)[0].dtype]
+
+    def files(self) -> list[Path]:
+        return sorted({info.path for info in self._infos.values()})
 
     def _floats(self, info: TensorInfo) -> Floats:
         if info.dtype != FP8:
@@ -263,6 +275,12 @@ class GgufSource:
     def floats(self, parameter: str, expert: int | None = None) -> Floats:
         stored = self._stored[parameter]
         return stored.read(0, stored.shape[0]) if expert is None else stored.read(expert, expert + 1)[0]
+
+    def stored_types(self, parameter: str) -> list[str]:
+        return [tensor.type for tensor in self._stored[parameter].tensors]
+
+    def files(self) -> list[Path]:
+        return sorted({tensor.path for tensor in self.file.tensors.values()})
 
     def fill(self, parameter: str, target: Tensor, expert: int | None = None) -> None:
         import torch
