@@ -328,7 +328,7 @@ def test_installed_adapters_are_listed_on_their_base(tmp_path: Path, home: Path,
     trained(network, base="tiny").save(tmp_path / "mine", network.config)
     assert registry.import_model(tmp_path / "mine").base == "tiny"
     assert [(e.name, e.base) for e in registry.list_models() if e.removable] == [
-        ("mine", "tiny"),
         ("tiny", ""),
+        ("mine", "tiny"),
     ]
     assert load_network(resolve("mine")).config == network.config

@@ -12,8 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
-from shoal.cli.serve import card_of, open_spec
+from shoal.cli.serve import Opener, card_of, open_spec
 from shoal.errors import ShoalError
 from shoal.serve.app import create_app
 from shoal.serve.errors import ApiError
@@ -152,3 +153,31 @@ def test_stopping_ends_a_load(tmp_path: Path) -> None:
     with serving(ModelTable([ModelCard("big", "big")], endless), tmp_path):
         assert began.wait(5)
     assert stopped.wait(2)
+
+
+def test_adapters_answer_from_their_bases_engine_and_leave_with_it(tiny_model: Path, tmp_path: Path) -> None:
+    from shoal.model.adapters import new_lora
+    from shoal.model.checkpoint.load import load_network
+
+    network = load_network(tiny_model)
+    for seed, name in enumerate(("one", "two")):
+        adapter = new_lora(
+            network, base=str(tiny_model), r=2, lora_alpha=4, target_modules=["o_proj"], seed=seed
+        )
+        for f in adapter.factors.values():
+            f.b.data.normal_(0, 1, generator=torch.Generator().manual_seed(seed))
+        adapter.save(tmp_path / name, network.config)
+    places = {"tiny": tiny_model, "one": tmp_path / "one", "two": tmp_path / "two"}
+    opener = Opener()
+    table = ModelTable([card_of(name, path) for name, path in places.items()], opener, max_loaded=1)
+    body = {"prompt": "hello there", "max_tokens": 3, "temperature": 0, "logprobs": 2}
+    with serving(table, tmp_path) as client:
+        answers = {}
+        for name in ("one", "tiny", "two"):
+            reply = client.post("/v1/completions", json=body | {"model": name})
+            assert reply.status_code == 200, reply.text
+            answers[name] = str(reply.json()["choices"][0]["logprobs"]["token_logprobs"])
+        engines = {id(slot.opened.engine) for slot in table.slots.values() if slot.opened}
+        assert len(engines) == 1, "three models, one engine, in a table that has room for one"
+        assert len(set(answers.values())) == 3
+        assert table.totals()["completion_tokens"] <= 9  # one engine counts once

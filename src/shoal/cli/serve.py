@@ -91,7 +91,7 @@ def command(
     preferred = () if models else ("smollm2", "nano")
     table = ModelTable(
         cards,
-        open_spec,
+        Opener(),
         default=next((name for name in preferred if name in sound), sound[0]),
         show_paths=settings.local,
     )
@@ -121,8 +121,34 @@ def command(
     Server(app, on_ready=ready, on_stop=table.close).run([sock])
 
 
-def open_spec(spec: str, progress: Any) -> Any:
-    """Load a model for the table (in its worker thread)."""
+class Opener:
+    """Loads models for the table (in its worker thread). A base and its LoRA adapters share weights and engine."""
+
+    def __init__(self) -> None:
+        self._bases: dict[Path, Any] = {}
+
+    def __call__(self, spec: str, progress: Any) -> Any:
+        from shoal.engine.open import base_spec, goes_unmerged, on_base
+        from shoal.model import registry
+        from shoal.model.checkpoint.load import resolve
+
+        path = resolve(spec)
+        if not goes_unmerged(path):
+            return self._opened(spec, path, progress)
+        wanted = base_spec(path)
+        base = self._opened(wanted, resolve(wanted), progress)
+        entry = registry.find(spec)
+        return on_base(base, path, name=entry.name if entry else path.name)
+
+    def _opened(self, spec: str | Path, path: Path, progress: Any) -> Any:
+        base = self._bases.get(path)
+        if base is None or base.engine.closed:
+            base = self._bases[path] = open_spec(spec, progress)
+        return base
+
+
+def open_spec(spec: str | Path, progress: Any) -> Any:
+    """Load a model."""
     from shoal.engine.open import open_model
 
     return open_model(spec, progress=progress)
@@ -175,6 +201,7 @@ def card_of(name: str, path: Path, entry: Any = None) -> ModelCard:
     its makers recommend.
     """
     from shoal.data.tokenizer import load_tokenizer
+    from shoal.model.checkpoint.load import weights_base
     from shoal.model.checkpoint.source import GgufSource, open_source
     from shoal.model.counts import parameters_active, parameters_total
     from shoal.serve.models import ModelCard
@@ -184,9 +211,11 @@ def card_of(name: str, path: Path, entry: Any = None) -> ModelCard:
     problems = source.check(mtp=source.has_mtp).problems(config, path)
     if problems:
         raise ShoalError(f"{path} cannot be served:\n" + "\n".join(f"- {line}" for line in problems))
-    if not isinstance(source, GgufSource):
-        load_tokenizer(path)
-    elif "tokenizer.ggml.tokens" not in source.file.metadata:
+    base = weights_base(path)
+    model = source if base == path else open_source(base)
+    if not isinstance(model, GgufSource):
+        load_tokenizer(base)
+    elif "tokenizer.ggml.tokens" not in model.file.metadata:
         raise ShoalError(f"{path} holds no tokenizer", hint="Take another conversion of the model.")
     files = [path] if path.is_file() else [f for f in path.iterdir() if f.suffix in (".safetensors", ".gguf")]
     card = ModelCard(

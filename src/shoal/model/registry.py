@@ -128,7 +128,8 @@ def list_models() -> list[ModelEntry]:
             continue
         taken.add(entry.name)
         entries.append(entry)
-    return entries
+    order = [entry.name for entry in entries]  # adapters stand behind their base
+    return sorted(entries, key=lambda e: (order.index(e.base if e.base in taken else e.name), bool(e.base)))
 
 
 def find(name: str) -> ModelEntry | None:
@@ -193,7 +194,12 @@ def _adapter(path: Path) -> ModelEntry | None:
         base = str(json.loads(read_text(path / _ADAPTER)).get("base_model_name_or_path") or "?")
     except (ValueError, AttributeError, ShoalError):
         base = "?"
-    return _described(ModelEntry(path.name, path, base=base, removable=True), path)
+    words = {
+        "en": f"An adapter on {base}.",
+        "ja": f"{base} に付けるアダプター。",
+        "zh": f"用于 {base} 的适配器。",
+    }
+    return _described(ModelEntry(path.name, path, description=words, base=base, removable=True), path)
 
 
 def _described(entry: ModelEntry, folder: Path) -> ModelEntry:

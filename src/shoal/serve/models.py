@@ -165,21 +165,28 @@ class ModelTable:
         return opened
 
     async def _make_room(self) -> None:
-        """Close idle models, the one unused for longest first, until one more fits."""
-        loaded = sorted((s for s in self.slots.values() if s.opened), key=lambda s: s.used_at)
-        for slot in loaded[: max(len(loaded) + 1 - self._max_loaded, 0)]:
-            stats = slot.opened.engine.stats() if slot.opened else None
-            if stats and not stats.running and not stats.waiting:
-                engine = slot.opened.engine if slot.opened else None
-                slot.opened, slot.loading, slot.status = None, None, "unloaded"
-                if engine is not None:
-                    await asyncio.to_thread(engine.close)
+        """Close idle models, the one unused for longest first, until one more fits. A base and its adapters share an
+        engine and go together."""
+        groups: dict[int, list[Slot]] = {}
+        for slot in self.slots.values():
+            if slot.opened:
+                groups.setdefault(id(slot.opened.engine), []).append(slot)
+        loaded = sorted(groups.values(), key=lambda slots: max(slot.used_at for slot in slots))
+        for slots in loaded[: max(len(loaded) + 1 - self._max_loaded, 0)]:
+            assert slots[0].opened is not None
+            engine = slots[0].opened.engine
+            stats = engine.stats()
+            if not stats.running and not stats.waiting:
+                for slot in slots:
+                    slot.opened, slot.loading, slot.status = None, None, "unloaded"
+                await asyncio.to_thread(engine.close)
 
     def totals(self) -> dict[str, float]:
         """Sums over all engines, for /metrics."""
         names = ("running", "waiting", "prompt_tokens", "completion_tokens", "cache_blocks", "cache_blocks_free",
                  "preemptions", "restarts")  # fmt: skip
-        stats = [slot.opened.engine.stats() for slot in self.slots.values() if slot.opened]
+        engines = {id(slot.opened.engine): slot.opened.engine for slot in self.slots.values() if slot.opened}
+        stats = [engine.stats() for engine in engines.values()]
         return {name: sum(getattr(each, name) for each in stats) for name in names}
 
     def close(self) -> None:
