@@ -102,7 +102,7 @@ struct Kernels {
     // Fills q, scale, sum of `into` for tokens begin..end from x [T, D] (and remembers nothing of x: set into.x yourself).
     void (*quantise)(const float* x, ptrdiff_t ldx, const Activations& into, int begin, int end);
 
-    // Attention of one key head's queries [first, first + count) over all positions.
+    // Attention of one key head's rows [first, first + count) over all positions; row = query * N/N_kv + head of the group.
     void (*attention)(const KvCache& cache, const AttentionTask& task, int kv_head, int first, int count);
     // For spreading one sequence over threads: the positions of one span only, into
     // partial [queries * N/N_kv][v_dim + 2] = weighted values, maximum, sum; and the merge of `spans` such partials, which

@@ -146,10 +146,10 @@ void attention_merge(const KvCache& c, const AttentionTask& task, int kv_head, i
 
 void attention(const KvCache& c, const AttentionTask& task, int kv_head, int first, int count) {
     Rows rows(c, task, kv_head);
-    const int size = c.v_dim + 2, end = (first + count) * rows.group;
+    const int size = c.v_dim + 2, end = first + count;
     float* whole = (float*)thread_scratch(sizeof(float) * 2 * kScoreRows * size);
     float* next = whole + kScoreRows * size;
-    for (int row = first * rows.group; row < end; row += kScoreRows) {
+    for (int row = first; row < end; row += kScoreRows) {
         int n = end - row < kScoreRows ? end - row : kScoreRows;
         span_some<kScoreRows>(c, rows, row, n, 0, whole);
         for (int s = 1; s * kSpan < rows.sees(row + n - 1); s++) {

@@ -199,14 +199,14 @@ NB_MODULE(_core, m) {
                 for (int s = spans - 1; s >= 0; s--) kn.attention_span(c, task, h, s, partial.data() + s * stride);
                 kn.attention_merge(c, task, h, spans, partial.data(), stride);
             } else {
-                int step = split ? split : queries;
-                for (int i = 0; i < queries; i += step) kn.attention(c, task, h, i, std::min(step, queries - i));
+                int rows = queries * task.heads / c.kv_heads, step = split ? split : rows;
+                for (int i = 0; i < rows; i += step) kn.attention(c, task, h, i, std::min(step, rows - i));
             }
         }
         return out;
     }, "k"_a, "v"_a, "q"_a, "block_size"_a, "block_table"_a, "scale"_a, "split"_a = 0,
        "Causal attention of a sequence's last Q positions over a cache filled from k and v: [Q, N, v_dim]. "
-       "split: queries in a call (0: all), -1: spans computed apart and merged.");
+       "split: rows (query * N/N_kv + head) in a call (0: all), -1: spans computed apart and merged.");
     m.def("rmsnorm", [](const Floats& x, const Floats& weight, float eps) {
         need(x.ndim() == 2 && weight.ndim() == 1 && x.shape(1) == weight.shape(0), "shapes do not fit");
         auto out = fresh<float>({x.shape(0), x.shape(1)});
