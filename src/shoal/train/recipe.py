@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -168,23 +169,32 @@ class Recipe:
 
     def to_toml(self) -> str:
         """The resolved recipe as a file that `load_recipe` reads back to the same values."""
-        lines = []
-        for section, values in self.to_dict().items():
-            lines.append(f"[{section}]")
-            lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
-            lines.append("")
-        return "\n".join(lines)
+        return to_toml(self.to_dict())
+
+
+def to_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Sections of plain values as a TOML file."""
+    lines = []
+    for section, values in sections.items():
+        lines.append(f"[{section}]")
+        lines += [f"{_key(key)} = {_toml(value)}" for key, value in values.items() if value is not None]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply `--section.key value` overrides, check everything. Raises one ShoalError with all faults."""
+    return build_recipe(read_toml(path), parse_overrides(overrides), name=str(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ShoalError."""
     try:
-        table = tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ShoalError(
             f"{path} is not TOML: {error}", hint="See recipes/nano.toml for the form."
         ) from error
-    return build_recipe(table, parse_overrides(overrides), name=str(path))
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -215,21 +225,7 @@ def build_recipe(
 ) -> Recipe:
     """A recipe from plain tables; see `load_recipe`."""
     faults: list[str] = []
-    sections: dict[str, dict[str, Any]] = {}
-    known = [f.name for f in dataclasses.fields(Recipe)]
-    for section, values in table.items():
-        if section not in known:
-            faults.append(f"[{section}] is not a section{_nearest(section, known)}")
-        elif not isinstance(values, Mapping):
-            faults.append(f"{section} must be a section: [{section}]")
-        else:
-            sections[section] = dict(values)
-    for key, value in (overrides or {}).items():
-        section, _, entry = key.partition(".")
-        if section not in known:
-            faults.append(f"--{key}: no section {section!r}{_nearest(section, known)}")
-        else:
-            sections.setdefault(section, {})[entry] = value
+    sections = gather_sections(table, overrides or {}, [f.name for f in dataclasses.fields(Recipe)], faults)
     train = sections.get("train", {})
     inherited = {key: value for key, value in train.items() if key != "tokens"}
     for section in ("sft", "mtp"):
@@ -239,7 +235,7 @@ def build_recipe(
     for part in dataclasses.fields(Recipe):
         if part.name != "model":
             kind = typing.get_type_hints(Recipe)[part.name]
-            parts[part.name] = _section(kind, sections.get(part.name, {}), part.name, faults)
+            parts[part.name] = read_section(kind, sections.get(part.name, {}), part.name, faults)
     model = sections.get("model")
     if model is None:
         faults.append("no [model] section: it holds the network's shape, with config.json's names")
@@ -251,22 +247,48 @@ def build_recipe(
     if not faults:
         recipe = Recipe(model=model or {}, **parts)
         faults += _check(recipe)
-    if faults:
-        faults = list(dict.fromkeys(faults))
-        head = f"{name} has {len(faults)} fault{'s' if len(faults) > 1 else ''}:"
-        raise ShoalError("\n  ".join([head, *faults]), hint="docs/training.md lists every key.", exit_code=2)
+    refuse(faults, name, "docs/training.md lists every key.")
     return recipe
 
 
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def gather_sections(
+    table: Mapping[str, Any], overrides: Mapping[str, Any], known: Sequence[str], faults: list[str]
+) -> dict[str, dict[str, Any]]:
+    """The tables of a recipe with the overrides in; a section that is not `known` is a fault."""
+    sections: dict[str, dict[str, Any]] = {}
+    for section, values in table.items():
+        if section not in known:
+            faults.append(f"[{section}] is not a section{_nearest(section, known)}")
+        elif not isinstance(values, Mapping):
+            faults.append(f"{section} must be a section: [{section}]")
+        else:
+            sections[section] = dict(values)
+    for key, value in overrides.items():
+        section, _, entry = key.partition(".")
+        if section not in known:
+            faults.append(f"--{key}: no section {section!r}{_nearest(section, known)}")
+        else:
+            sections.setdefault(section, {})[entry] = value
+    return sections
+
+
+def refuse(faults: Sequence[str], name: str, hint: str) -> None:
+    """Raise one ShoalError that names all faults, if there are any."""
+    faults = list(dict.fromkeys(faults))
+    if faults:
+        head = f"{name} has {len(faults)} fault{'s' if len(faults) > 1 else ''}:"
+        raise ShoalError("\n  ".join([head, *faults]), hint=hint, exit_code=2)
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], recipe: type = Recipe) -> list[str]:
     """Keys that differ between two resolved recipes and may not change on a resume, as `key: old -> new`."""
     changes = []
-    for part in dataclasses.fields(Recipe):
+    for part in dataclasses.fields(recipe):
         before, after = old.get(part.name, {}), new.get(part.name, {})
-        kind = typing.get_type_hints(Recipe)[part.name]
+        kind = typing.get_type_hints(recipe)[part.name]
         free = (
             {f.name for f in dataclasses.fields(kind) if f.metadata["resumable"]}
-            if part.name != "model"
+            if dataclasses.is_dataclass(kind)
             else set()
         )
         for key in sorted(set(before) | set(after)):
@@ -280,7 +302,8 @@ def value_at(plan: Plan, progress: float) -> int:
     return int([value for start, value in plan if progress >= start][-1])
 
 
-def _section(kind: type, values: Mapping[str, Any], section: str, faults: list[str]) -> Any:
+def read_section(kind: type, values: Mapping[str, Any], section: str, faults: list[str]) -> Any:
+    """A dataclass of knobs from a table; whatever is wrong with it is a fault."""
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     good: dict[str, Any] = {}
@@ -383,9 +406,13 @@ def _nearest(word: str, names: Sequence[str]) -> str:
     return f" (did you mean {match[0]}?)" if match else ""
 
 
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     return json.dumps(value, ensure_ascii=False)
@@ -393,15 +420,20 @@ def _toml(value: Any) -> str:
 
 def explain() -> str:
     """Every key of a recipe as markdown tables (docs/training.md holds them; a test compares)."""
-    parts = []
-    for title, kind in (
+    return explain_sections(
         ("[run]", RunRecipe),
         ("[tokenizer]", TokenizerRecipe),
         ("[train], [sft] and [mtp]: data", DataRecipe),
         ("[train], [sft] and [mtp]: length and batches", StageRecipe),
         ("[train], [sft] and [mtp]: optimizer", OptimizerRecipe),
         ("[train], [sft] and [mtp]: schedule", ScheduleRecipe),
-    ):
+    )
+
+
+def explain_sections(*sections: tuple[str, type]) -> str:
+    """A markdown table for each (title, dataclass of knobs), without what its bases hold."""
+    parts = []
+    for title, kind in sections:
         inherited = {
             f.name for base in kind.__bases__ if base is not object for f in dataclasses.fields(base)
         }
