@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.data.chat import ChatProtocol, Message, Part, protocol_for, show_training
-from shoal.data.chat_parser import ChatParser, Marks
+from shoal.data.chat_parser import HERMES_CALLS, ChatParser, Marks
 from shoal.data.families import ChatMLProtocol, DeepSeekProtocol, NoChatProtocol
 from shoal.data.template import TemplateRefusal
 from shoal.data.template_protocol import TemplateProtocol
@@ -334,7 +334,43 @@ def test_wrong_messages_are_errors(protocol: ChatProtocol, wrong: list[dict[str,
 
 def test_tools_for_a_model_without(smollm2: Tokenizer) -> None:
     with pytest.raises(ShoalError, match="no tools"):
-        protocol_for(smollm2).render([USER], tools=TOOLS)
+        protocol_for(smollm2, chat_template=LLAMA_LIKE).render([USER], tools=TOOLS)
+
+
+QWEN = """{%- if tools %}{{- '<|im_start|>system\n' }}{%- if messages[0].role == 'system' %}
+{{- messages[0].content + '\n\n' }}{%- endif %}
+{{- "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function signatures within <tools></tools> XML tags:\n<tools>" }}
+{%- for tool in tools %}{{- "\n" }}{{- tool | tojson }}{%- endfor %}
+{{- "\n</tools>\n\nFor each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}\n</tool_call><|im_end|>\n" }}
+{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}
+{%- for m in messages %}{%- if m.role == 'user' or (m.role == 'system' and not loop.first) %}
+{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+{%- elif m.role == 'assistant' %}{{- '<|im_start|>assistant\n' + m.content }}
+{%- for c in m.tool_calls or [] %}{%- if m.content or not loop.first %}{{- '\n' }}{%- endif %}
+{{- '<tool_call>\n{"name": "' + c.function.name + '", "arguments": ' + (c.function.arguments | tojson) + '}\n</tool_call>' }}
+{%- endfor %}{{- '<|im_end|>\n' }}
+{%- elif m.role == 'tool' %}{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""  # noqa: E501
+
+
+@pytest.mark.parametrize("content", ["", "Wait."])
+def test_chatml_writes_tools_as_qwens_templates_do(thinking_chatml: Tokenizer, content: str) -> None:
+    """The words of Qwen2.5's and Qwen3's templates; the built-in family and the template give the same ids."""
+    built_in = ChatMLProtocol(thinking_chatml)
+    template = TemplateProtocol(thinking_chatml, QWEN)
+    calls = (CALL, CALL | {"function": {"name": "add", "arguments": "{}"}})
+    output = Message("tool", "3", tool_call_id="c1")
+    for messages in (
+        [USER],
+        [SYSTEM, USER],
+        [SYSTEM, USER, Message("assistant", content, tool_calls=calls), output, output],
+        [USER, Message("assistant", content, tool_calls=calls[:1]), output, ANSWER, OTHER],
+    ):
+        for tools in (TOOLS, None):
+            assert built_in.spell(messages, tools=tools) == template.spell(messages, tools=tools)
+    assert template.marks.call_begin == "<tool_call>" and template.marks.in_json
 
 
 def test_the_templates_refusal_is_told(smollm2: Tokenizer) -> None:
@@ -565,6 +601,40 @@ def test_unfinished_tool_call(nano: Tokenizer, style: Any, text: str) -> None:
     assert parse(protocol, "content", nano.encode(text[:head], special=True)) == WHOLE[:2]
 
 
+HERMES = (
+    'Wait.<tool_call>\n{"name": "add", "arguments": {"a": {"b": "}\\""}}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "東京"}}\n</tool_call>'
+)
+
+
+def parse_with_tools(protocol: ChatProtocol, text: str) -> list[Any]:
+    parser, stream = protocol.parser("content", tools=True), StreamDecoder(protocol.tokenizer)
+    ids = protocol.tokenizer.encode(text, special=True)
+    return together([p for i in ids for p in parser.push(i, stream.push(i))] + parser.finish())
+
+
+def test_calls_in_one_json_object(smollm2: Tokenizer, thinking_chatml: Tokenizer) -> None:
+    """C51, for models whose marks of a call are text."""
+    for protocol in (ChatMLProtocol(smollm2), ChatMLProtocol(thinking_chatml, thinking="native")):
+        assert parse_with_tools(protocol, HERMES) == WHOLE
+        cut = HERMES.index("東京")
+        assert parse_with_tools(protocol, HERMES[:cut]) == [
+            *WHOLE[:2],
+            ("tool_call", 1, "weather", '{"city": "'),
+        ]
+        assert parse_with_tools(protocol, HERMES[: HERMES.index("weather") + 3]) == WHOLE[:2]
+        other = '<tool_call>{"arguments": "{}", "name": "f"}</tool_call>so'
+        assert parse_with_tools(protocol, other) == [
+            ("tool_call", 0, "f", "{}"),
+            ("content", None, None, "so"),
+        ]
+        for text in ("<tool_call>no json</tool_call>", "a <tool_cal", "</tool_call>"):
+            assert parse_with_tools(protocol, text) == [("content", None, None, text)]
+        assert parse(protocol, "content", protocol.tokenizer.encode(HERMES)) == [
+            ("content", None, None, HERMES)
+        ]
+
+
 # Any split of the stream gives the same.
 
 PIECES = st.one_of(
@@ -659,3 +729,37 @@ def test_any_split_gives_the_same_with_marks_as_text(text: str, cuts: list[int],
     assert results[0] == results[1] == results[2]
     kinds = [kind for kind, *_ in results[0]]
     assert kinds in ([], ["reasoning"], ["content"], ["reasoning", "content"])
+
+
+CALL_PIECES = st.sampled_from(
+    [
+        "<tool_call>",
+        "</tool_call>",
+        "<tool",
+        '{"name": "f", "arguments": ',
+        '{"a": "}"}',
+        "{",
+        "}",
+        '"',
+        "\\",
+        "\n",
+        "東",
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    text=st.lists(CALL_PIECES, max_size=12).map("".join),
+    cuts=st.lists(st.integers(0, 80), max_size=12),
+    native=st.booleans(),
+)
+def test_any_split_gives_the_same_calls(text: str, cuts: list[int], native: bool) -> None:
+    think = {"open_reasoning": "<think>", "close_reasoning": "</think>"} if native else {}
+    marks = Marks(in_json=True, **HERMES_CALLS, **think)
+    results = []
+    for pieces in ([text], split_at(text, cuts), list(text)):
+        parser = ChatParser(marks, "content")
+        parts = [part for piece in pieces for part in parser.push(5, piece)]
+        results.append(together(parts + parser.finish()))
+    assert results[0] == results[1] == results[2]

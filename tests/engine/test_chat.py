@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shoal.data.tokenizer import Tokenizer
-from shoal.engine.chat import ChatEvent, ThinkingBudget, stream_chat, thinking_of
+from shoal.engine.chat import ChatEvent, stream_chat, thinking_of
 from shoal.engine.open import OpenedModel, open_model
 from shoal.engine.types import Finished, SamplingParams, Usage
 from shoal.errors import ShoalError, UsageError
@@ -120,18 +120,6 @@ def test_all_tokens_spent_on_thoughts_is_length_and_no_content(opened: OpenedMod
     events = list(stream_chat(opened, HELLO, params, thinking=True))
     assert texts(events)["content"] == "" and usage(events).reasoning_tokens == 20
     assert isinstance(events[-1].finished, Finished) and events[-1].finished.reason == "length"
-
-
-def test_budget_counts_only_thoughts() -> None:
-    hook, logits = ThinkingBudget(2, 5, 6, thinking=False), np.zeros(10)
-    for answer in ([], [1], [1, 5], [1, 5, 2]):
-        hook(answer, logits)
-        assert not logits.any()
-    hook([1, 5, 2, 3], logits)
-    assert logits[6] == 0 and np.isneginf(np.delete(logits, 6)).all()
-    logits = np.zeros(10)
-    hook([1, 5, 2, 3, 6], logits)
-    assert not logits.any()
 
 
 def test_efforts() -> None:

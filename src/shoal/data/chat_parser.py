@@ -6,9 +6,11 @@ text; marks that are ordinary text for a model are looked for in the text, a hal
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Start = Literal["content", "reasoning"]
 Kind = Literal["content", "reasoning", "tool_call"]
@@ -32,6 +34,7 @@ class Marks:
     """What a protocol writes around reasoning and tool calls, by spelling. Empty: it has no such mark.
 
     `fenced` is DeepSeek V3's and R1's form of a call: type, mark, name, a line, a ```json fence around the arguments.
+    `in_json` is Qwen's (Hermes'): one JSON object with name and arguments between the marks.
     """
 
     open_reasoning: str = ""
@@ -42,8 +45,20 @@ class Marks:
     calls_begin: str = ""
     calls_end: str = ""
     fenced: bool = False
+    in_json: bool = False
 
 
+DEEPSEEK_CALLS: dict[str, Any] = {
+    "call_begin": "<｜tool▁call▁begin｜>",
+    "call_separator": "<｜tool▁sep｜>",
+    "call_end": "<｜tool▁call▁end｜>",
+    "calls_begin": "<｜tool▁calls▁begin｜>",
+    "calls_end": "<｜tool▁calls▁end｜>",
+}
+HERMES_CALLS: dict[str, Any] = {"call_begin": "<tool_call>", "call_end": "</tool_call>"}
+"""Qwen2.5, Qwen3 and Hermes models were trained on these."""
+
+_CALL_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 _FENCE_OPEN, _FENCE_CLOSE = "\n```json\n", "\n```"
 
 
@@ -60,6 +75,10 @@ class ChatParser:
     spellings: Mapping[int, str] = field(default_factory=dict)
     _state: str = ""
     _marks_are_text: bool = False
+    _calls_are_text: bool = False
+    _depth: int = 0  # of braces in a call's arguments
+    _in_string: bool = False
+    _escaped: bool = False
     _held: str = ""
     _calls: int = 0
     _parts: list[Part] = field(default_factory=list)
@@ -71,6 +90,7 @@ class ChatParser:
             self._state = "content"
         spelt = self.marks.open_reasoning
         self._marks_are_text = bool(spelt) and spelt not in self.spellings.values()
+        self._calls_are_text = self.marks.in_json and self.marks.call_begin not in self.spellings.values()
 
     def push(self, token_id: int, text: str) -> list[Part]:
         """What this token adds, perhaps nothing yet."""
@@ -93,6 +113,8 @@ class ChatParser:
             self._emit("reasoning", held.strip() if state == "before_reasoning" else held.rstrip())
         elif state == "arguments":
             self._emit_arguments(held)
+        elif state == "json_call":
+            self._close_json_call(held)
         self._state = "finished"
         return self._take()
 
@@ -108,7 +130,9 @@ class ChatParser:
                 self._close_reasoning()
         elif spelling == marks.calls_begin or spelling == marks.call_begin:
             self._leave()
-            self._state = "calls" if spelling == marks.calls_begin else "head"
+            self._state = (
+                "calls" if spelling == marks.calls_begin else "json_call" if marks.in_json else "head"
+            )
         elif spelling == marks.call_separator and state == "head":
             name, self._held = self._held.strip(), ""
             if marks.fenced:
@@ -120,7 +144,9 @@ class ChatParser:
                 self._emit_arguments(
                     self._held.rstrip().removesuffix(_FENCE_CLOSE) if marks.fenced else self._held
                 )
-            self._held, self._state = "", "calls"
+            elif state == "json_call":
+                self._close_json_call(self._held, closed=True)
+            self._held, self._state = "", "after" if marks.in_json else "calls"
         elif spelling == marks.calls_end:
             self._leave()
             self._state = "after"
@@ -154,8 +180,15 @@ class ChatParser:
                 self._held = self._held.lstrip("\r\n")
                 self._state = "content" if self._held else before
             case "content":
-                self._emit("content", self._held)
-                self._held = ""
+                self._content()
+            case "json_call":
+                self._json_call()
+            case "json_arguments":
+                self._json_arguments()
+            case "json_tail":
+                _, closed, rest = self._held.partition(self.marks.call_end)
+                if closed and self._calls_are_text:
+                    self._held, self._state = rest, "after"
             case "name_line":
                 if _FENCE_OPEN in self._held:
                     name, _, arguments = self._held.partition(_FENCE_OPEN)
@@ -208,6 +241,73 @@ class ChatParser:
         self._emit("reasoning", thought)
         self._held, self._state = "", "after"
 
+    # Calls as one JSON object.
+
+    def _content(self) -> None:
+        """All of it, unless a call may begin in it that is marked by text."""
+        if not self._calls_are_text:
+            self._emit("content", self._held)
+            self._held = ""
+            return
+        said, begun, rest = self._held.partition(self.marks.call_begin)
+        keep = 0 if begun else _partial_suffix(said, self.marks.call_begin)
+        sure = said[: len(said) - keep]
+        self._emit("content", sure)
+        self._held = rest if begun else said[len(sure) :]
+        if begun:
+            self._state = "json_call"
+
+    def _json_call(self) -> None:
+        if head := _CALL_HEAD.match(self._held):
+            self._start_call(_unquoted(head.group(1)), self._held[head.end() :])
+            self._state, self._depth, self._in_string, self._escaped = "json_arguments", 0, False, False
+        elif self._calls_are_text:
+            call, closed, rest = self._held.partition(self.marks.call_end)
+            if closed:
+                self._close_json_call(call, closed=True)
+                self._held, self._state = rest, "after"
+
+    def _close_json_call(self, call: str, *, closed: bool = False) -> None:
+        """A call in another order of keys; one that is no JSON was text after all, one that was cut is nothing."""
+        try:
+            found = json.loads(call)
+        except ValueError:
+            found = None
+        if isinstance(found, dict) and isinstance(found.get("name"), str):
+            arguments = found.get("arguments", found.get("parameters", {}))
+            self._start_call(found["name"])
+            self._emit_arguments(
+                arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            )
+        elif closed:
+            marks = self.marks
+            self._emit(
+                "content", f"{marks.call_begin}{call}{marks.call_end}" if self._calls_are_text else call
+            )
+
+    def _json_arguments(self) -> None:
+        """An object's text up to its own closing brace; the brace behind it belongs to the call."""
+        for place, character in enumerate(self._held):
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif character == "\\":
+                    self._escaped = True
+                elif character == '"':
+                    self._in_string = False
+            elif character == '"':
+                self._in_string = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self._emit_arguments(self._held[: place + 1])
+                    self._held, self._state = self._held[place + 1 :], "json_tail"
+                    return
+        self._emit_arguments(self._held)
+        self._held = ""
+
     def _start_call(self, name: str, arguments: str = "") -> None:
         self._parts.append(Part("tool_call", "", index=self._calls, name=name))
         self._calls += 1
@@ -231,6 +331,13 @@ class ChatParser:
             else:
                 joined.append(part)
         return joined
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(json.loads(text, strict=False))
+    except ValueError:
+        return text[1:-1]
 
 
 def _partial_suffix(text: str, mark: str) -> int:

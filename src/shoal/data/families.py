@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from shoal.data.chat_parser import Marks, Start
+from shoal.data.chat_parser import DEEPSEEK_CALLS, HERMES_CALLS, Marks, Start
 from shoal.data.protocol import ChatProtocol, Page, Tools
 from shoal.data.template import to_json
 from shoal.data.tokenizer import BOS, EOS, Tokenizer
@@ -45,12 +45,8 @@ class DeepSeekProtocol(_BuiltIn):
         self.marks = Marks(
             open_reasoning="<think>",
             close_reasoning="</think>",
-            call_begin="<｜tool▁call▁begin｜>",
-            call_separator="<｜tool▁sep｜>",
-            call_end="<｜tool▁call▁end｜>",
-            calls_begin="<｜tool▁calls▁begin｜>",
-            calls_end="<｜tool▁calls▁end｜>",
             fenced=style != "v31",
+            **DEEPSEEK_CALLS,
         )
         eos = tokenizer.id_of(EOS)
         self.stop_ids = tuple(
@@ -178,11 +174,13 @@ class ChatMLProtocol(_BuiltIn):
     """`<|im_start|>role`, newline, text, `<|im_end|>`, newline: SmolLM2, Qwen2, Qwen3.
 
     `default_system` is written where a conversation has no system message. With native thinking (Qwen3) the model
-    writes `<think>` itself; without thinking it is given an empty thought.
+    writes `<think>` itself; without thinking it is given an empty thought. Tools are written as Qwen's templates do;
+    a model that was never trained on them (SmolLM2) reads the same words.
     """
 
     name = "chatml"
-    marks = Marks(open_reasoning="<think>", close_reasoning="</think>")
+    marks = Marks(open_reasoning="<think>", close_reasoning="</think>", in_json=True, **HERMES_CALLS)
+    supports_tools = True
 
     def __init__(
         self,
@@ -203,14 +201,25 @@ class ChatMLProtocol(_BuiltIn):
     ) -> Start:
         if self.default_system is not None and (not messages or messages[0].role != "system"):
             messages = [Message("system", self.default_system), *messages]
-        for message in messages:
+        if tools and (not messages or messages[0].role != "system"):
+            messages = [Message("system"), *messages]
+        for number, message in enumerate(messages):
+            if message.role == "tool":  # outputs that follow each other are one turn
+                self._write_output(
+                    page, message, messages[number - 1 : number], messages[number + 1 : number + 2]
+                )
+                continue
             self._header(page, message.role)
             content, dropped = message.content or "", False
             if message.role == "assistant" and self.thinking == "native":
                 if "</think>" in content:
                     content = content.split("</think>")[-1].lstrip("\n")
                 dropped = content != (message.content or "") or bool(message.reasoning_content)
-            self._body(page, content, learnt=message.role == "assistant" and not dropped)
+            if number == 0 and tools:
+                page.text(content + ("\n\n" if content else ""))
+                self._write_tools(page, tools)
+                content = ""
+            self._body(page, content, message, learnt=message.role == "assistant" and not dropped)
             page.text("\n")
         if generation:
             self._header(page, "assistant")
@@ -221,7 +230,7 @@ class ChatMLProtocol(_BuiltIn):
     def _write_answer(self, page: Page, message: Message, thinking: bool) -> None:
         if thinking:
             self._thought(page, message.reasoning_content or "", learnt=True)
-        self._body(page, message.content or "", learnt=True)
+        self._body(page, message.content or "", message, learnt=True)
         page.text("\n")
 
     def _header(self, page: Page, role: str) -> None:
@@ -230,9 +239,48 @@ class ChatMLProtocol(_BuiltIn):
         if role == "assistant":
             page.cut()  # an answer is generated after this newline, so a history is cut here too
 
-    def _body(self, page: Page, content: str, *, learnt: bool) -> None:
+    def _body(self, page: Page, content: str, message: Message, *, learnt: bool) -> None:
         page.text(content, learnt)
+        for number, call in enumerate(message.tool_calls or ()):
+            page.text("\n" if content or number else "", learnt)
+            page.mark("<tool_call>", learnt)
+            function = call["function"]
+            page.text(
+                f'\n{{"name": {to_json(function["name"])}, "arguments": {function["arguments"]}}}\n', learnt
+            )
+            page.mark("</tool_call>", learnt)
         page.mark("<|im_end|>", learnt)
+
+    def _write_tools(self, page: Page, tools: Tools) -> None:
+        page.text(
+            "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+            "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+        )
+        for tool in tools:
+            page.text("\n" + to_json(tool))
+        page.text(
+            "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+        )
+        page.mark("<tool_call>")
+        page.mark("</tool_call>")
+        page.text(" XML tags:\n")
+        page.mark("<tool_call>")
+        page.text('\n{"name": <function-name>, "arguments": <args-json-object>}\n')
+        page.mark("</tool_call>")
+
+    def _write_output(
+        self, page: Page, message: Message, before: Sequence[Message], after: Sequence[Message]
+    ) -> None:
+        if not (before and before[0].role == "tool"):
+            self._header(page, "user")
+        else:
+            page.text("\n")
+        page.mark("<tool_response>")
+        page.text(f"\n{message.content or ''}\n")
+        page.mark("</tool_response>")
+        if not (after and after[0].role == "tool"):
+            page.mark("<|im_end|>")
+            page.text("\n")
 
     def _thought(self, page: Page, reasoning: str, *, learnt: bool) -> None:
         page.mark("<think>", learnt)

@@ -87,13 +87,14 @@ class ChatProtocol(ABC):
             raise ShoalError("no token of this conversation would be learnt: its assistant turns are empty")
         return ids, learnt
 
-    def parser(self, starts_in: Start) -> ChatParser:
-        """A parser for one answer, in the state that `render` gave back."""
-        marks = (
-            self.marks
-            if self.thinking == "native"
-            else replace(self.marks, open_reasoning="", close_reasoning="")
-        )
+    def parser(self, starts_in: Start, *, tools: bool = False) -> ChatParser:
+        """A parser for one answer, in the state that `render` gave back. Without `tools` (none were offered) a call
+        whose marks are ordinary text for this model is text."""
+        marks = self.marks
+        if self.thinking != "native":
+            marks = replace(marks, open_reasoning="", close_reasoning="")
+        if marks.in_json and not tools:
+            marks = replace(marks, call_begin="", call_end="", in_json=False)
         spellings = {i: spelling(self.tokenizer, i) for i in self.tokenizer.special_ids}
         return ChatParser(marks, starts_in, spellings)
 

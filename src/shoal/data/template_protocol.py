@@ -6,9 +6,10 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
-from shoal.data.chat_parser import Marks, Start
+from shoal.data.chat_parser import DEEPSEEK_CALLS, HERMES_CALLS, Marks, Start
 from shoal.data.protocol import ChatProtocol, Page, Tools, spelling
 from shoal.data.template import ChatTemplate, TemplateRefusal, to_json
 from shoal.data.tokenizer import Tokenizer
@@ -33,6 +34,10 @@ class TemplateProtocol(ChatProtocol):
         native = "<think>" in template or "</think>" in template
         super().__init__(tokenizer, thinking="native" if native else "none")
         self.supports_tools = "tools" in template
+        if "<tool_call>" in template:
+            self.marks = replace(self.marks, in_json=True, **HERMES_CALLS)
+        elif DEEPSEEK_CALLS["calls_begin"] in template:
+            self.marks = replace(self.marks, fenced="```json" in template, **DEEPSEEK_CALLS)
         self._arguments_as_text = not re.search(r"arguments\s*\|\s*tojson", template)
 
     def _write(

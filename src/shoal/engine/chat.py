@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from numpy.typing import NDArray
-
 from shoal.data.chat import ChatProtocol, Message
+from shoal.engine.constrain import reasoning_marks, rules_for
 from shoal.engine.handle import Handle
 from shoal.engine.open import OpenedModel
 from shoal.engine.types import Delta, Event, Finished, Piece, PromptProgress, Queued, Request, SamplingParams
@@ -46,9 +45,16 @@ class ChatEvent:
 class ChatStream:
     """The events of one answer: `for` or `async for`. `with stream:` cancels what still runs when it is left."""
 
-    def __init__(self, handle: Handle, protocol: ChatProtocol, starts_in: Literal["content", "reasoning"]):
+    def __init__(
+        self,
+        handle: Handle,
+        protocol: ChatProtocol,
+        starts_in: Literal["content", "reasoning"],
+        *,
+        tools: bool = False,
+    ):
         self.handle = handle
-        self._parser = protocol.parser(starts_in)
+        self._parser = protocol.parser(starts_in, tools=tools)
         self._open_id, self._close_id = reasoning_marks(protocol)
         self._in_reasoning = starts_in == "reasoning"
         self._reasoning_tokens = 0
@@ -124,37 +130,6 @@ class ChatStream:
                 self._ready.append(event)
 
 
-class ThinkingBudget:
-    """A logits hook that closes the reasoning after `budget` tokens, so that an answer still comes."""
-
-    def __init__(self, budget: int, open_id: int | None, close_id: int, *, thinking: bool):
-        self._left, self._open_id, self._close_id = budget, open_id, close_id
-        self._thinking, self._seen = thinking, 0
-
-    def __call__(self, answer_ids: Sequence[int], logits: NDArray[Any]) -> None:
-        for token_id in answer_ids[self._seen :]:
-            if token_id == self._close_id:
-                self._thinking = False
-            elif token_id == self._open_id:
-                self._thinking = True
-            else:
-                self._left -= self._thinking
-        self._seen = len(answer_ids)
-        if self._thinking and self._left <= 0:
-            logits[:] = -float("inf")
-            logits[self._close_id] = 0.0
-
-
-def reasoning_marks(protocol: ChatProtocol) -> tuple[int | None, int | None]:
-    """The token ids that open and close reasoning; None where it is no token of this model."""
-    tokenizer = protocol.tokenizer
-    if protocol.thinking != "native":
-        return None, None
-    ids = [tokenizer.id_of(mark) for mark in (protocol.marks.open_reasoning, protocol.marks.close_reasoning)]
-    open_id, close_id = (i if i in tokenizer.special_ids else None for i in ids)
-    return open_id, close_id
-
-
 def thinking_of(effort: str) -> tuple[bool, int | None]:
     """(think, budget in tokens) of "off", "low", "high" or "max"."""
     if effort not in EFFORTS:
@@ -178,12 +153,9 @@ def stream_chat(
     Raises what `render` and `Engine.submit` raise, before any event.
     """
     rendered = opened.protocol.render(messages, thinking=thinking, tools=tools)
-    hook = None
-    open_id, close_id = reasoning_marks(opened.protocol)
-    if thinking and thinking_budget is not None and close_id is not None:
-        hook = ThinkingBudget(thinking_budget, open_id, close_id, thinking=rendered.starts_in == "reasoning")
+    rules = rules_for(opened.protocol, rendered.starts_in, thinking=thinking, budget=thinking_budget)
     request = Request(
-        rendered.ids, opened.defaults if params is None else params, cache_salt=cache_salt, logits_hook=hook
+        rendered.ids, opened.defaults if params is None else params, cache_salt=cache_salt, logits_hook=rules
     )
     request = replace(request, adapter=opened.adapter)
-    return ChatStream(opened.engine.submit(request), opened.protocol, rendered.starts_in)
+    return ChatStream(opened.engine.submit(request), opened.protocol, rendered.starts_in, tools=bool(tools))

@@ -33,6 +33,11 @@ class Handle:
         self.cancelled = True
         self._wake_engine()
 
+    def answer_now(self) -> bool:
+        """End a running thought: the answer begins with the next token. False when it does not think (any more)."""
+        end_thought = getattr(self.request.logits_hook, "answer_now", None)
+        return bool(end_thought and end_thought())
+
     def put(self, event: Event) -> None:
         """Called by the engine's thread."""
         with self._changed:

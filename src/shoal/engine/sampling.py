@@ -109,6 +109,8 @@ class Sampler:
     ) -> NDArray[Any]:
         """Penalties, bias, the request's hook, and no end before min_tokens. A copy only where something changes."""
         params = self.params
+        if hook is not None and not getattr(hook, "wants", _always)(answer_ids):
+            hook = None
         ends_forbidden = len(answer_ids) < params.min_tokens and bool(self._end_ids)
         if (
             self._seen is None
@@ -150,6 +152,10 @@ class Sampler:
         cumulative = np.cumsum(probabilities)
         place = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
         return int(ids[min(place, len(ids) - 1)])
+
+
+def _always(answer_ids: Sequence[int]) -> bool:
+    return True
 
 
 def _finite_scores(logits: NDArray[Any]) -> NDArray[np.float64]:

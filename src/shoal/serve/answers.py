@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from shoal.data.tokenizer import Tokenizer
 from shoal.data.types import Message
-from shoal.engine.chat import ChatStream, ThinkingBudget, reasoning_marks, thinking_of
+from shoal.engine.chat import ChatStream, thinking_of
+from shoal.engine.constrain import AnswerRules, Constraint, Grammar, compiler_for, reasoning_marks, rules_for
 from shoal.engine.handle import Handle
 from shoal.engine.types import (
     Delta,
@@ -33,21 +35,34 @@ if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
 
 
+Result = TypeVar("Result")
+GRAMMAR_SECONDS = 10.0
+_GRAMMAR_THREADS = ThreadPoolExecutor(2, thread_name_prefix="shoal-grammar")
+
+
 @dataclass
 class Prompt:
-    """Token ids, and in which part of the answer the model begins ("content" or "reasoning")."""
+    """Token ids, in which part of the answer the model begins ("content" or "reasoning"), whether it shall think, and
+    whether it may call tools."""
 
     ids: list[int]
     starts_in: Literal["content", "reasoning"] = "content"
+    thinking: bool = False
+    tools: bool = False
 
 
 @dataclass
 class Part:
-    """A piece of an answer's text. `tokens` are the sampled tokens it stands for (some have no text yet)."""
+    """A piece of an answer's text. `tokens` are the sampled tokens it stands for (some have no text yet).
 
-    kind: Literal["content", "reasoning"]
+    A tool call begins with a part that has its `name`; then its arguments come as JSON text. `index` counts calls.
+    """
+
+    kind: Literal["content", "reasoning", "tool_call"]
     text: str
     tokens: list[Piece] = field(default_factory=list)
+    index: int = 0
+    name: str | None = None
 
 
 Event = Queued | PromptProgress | PromptLogprobs | Part | Finished
@@ -93,17 +108,42 @@ def too_long(size: int | str, context: int, param: str) -> ApiError:
     )
 
 
-async def render_chat(opened: Opened, messages: Sequence[Message], *, thinking: bool) -> Prompt:
+async def render_chat(
+    opened: Opened,
+    messages: Sequence[Message],
+    *,
+    thinking: bool,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> Prompt:
     """The prompt of a conversation, made off the event loop; raises ApiError when the template refuses it."""
     await check_size(opened, (message.content for message in messages), "messages")
     try:
-        rendered = await asyncio.to_thread(opened.protocol.render, list(messages), thinking=thinking)
+        rendered = await asyncio.to_thread(
+            opened.protocol.render, list(messages), thinking=thinking, tools=tools or None
+        )
     except ShoalError as refusal:
         roles = ", ".join(message.role for message in messages[:20])
         text = str(refusal).replace("\n", ". ")
         raise ApiError(400, f"the model's template refuses these messages (roles: {roles}): {text}", param="messages",
                        code="invalid_messages") from refusal  # fmt: skip
-    return Prompt(list(rendered.ids), rendered.starts_in)
+    return Prompt(list(rendered.ids), rendered.starts_in, thinking=thinking, tools=bool(tools))
+
+
+def begun(opened: Opened, prompt: Prompt, content: str, reasoning: str = "") -> Prompt:
+    """The prompt with the beginning of the answer behind it, as the model would have written it."""
+    open_id, close_id = reasoning_marks(opened.protocol)
+    encode = opened.tokenizer.encode
+    if reasoning and close_id is not None:
+        if prompt.starts_in == "content" and open_id is not None:  # the model writes this mark itself
+            prompt.ids.append(open_id)
+        prompt.ids += encode(reasoning)
+        prompt.starts_in = "reasoning"
+    if content:
+        if prompt.starts_in == "reasoning" and close_id is not None:
+            prompt.ids.append(close_id)
+        prompt.ids += encode(content)
+        prompt.starts_in, prompt.thinking = "content", False
+    return prompt
 
 
 async def encode_text(opened: Opened, text: str) -> Prompt:
@@ -139,6 +179,29 @@ def choice_params(params: SamplingParams, index: int) -> SamplingParams:
     return params if params.seed is None or index == 0 else replace(params, seed=params.seed + index)
 
 
+async def compiled(opened: Opened, constraint: Constraint | None) -> Grammar | None:
+    """A grammar for one answer, made off the event loop; raises ApiError 400 when it cannot be obeyed in time."""
+    if constraint is None:
+        return None
+    ends = dict.fromkeys((*opened.protocol.stop_ids, *opened.tokenizer.eos_ids, *opened.config.eos_token_ids))
+    compiler = compiler_for(opened.tokenizer, opened.engine.runner.vocab_size, list(ends))
+    return await off_loop(lambda: compiler.compile(constraint), constraint.param)
+
+
+async def off_loop(work: Callable[[], Result], param: str) -> Result:
+    """The result of slow work on what a request holds; raises ApiError 400 when it is refused or takes too long.
+
+    Such work has its own two threads: what hangs there despite all caps leaves those of the rest alone.
+    """
+    task = asyncio.get_running_loop().run_in_executor(_GRAMMAR_THREADS, work)
+    try:
+        return await asyncio.wait_for(task, GRAMMAR_SECONDS)
+    except TimeoutError:
+        raise ApiError(400, f"{param}: too complex to be obeyed", param=param) from None
+    except ShoalError as refusal:
+        raise from_shoal(refusal, param=param) from refusal
+
+
 def submit(
     opened: Opened,
     prompt: Prompt,
@@ -147,15 +210,18 @@ def submit(
     salt: str,
     param: str,
     thinking_budget: int | None = None,
+    grammar: Grammar | None = None,
 ) -> Handle:
     """Queue one answer; raises ApiError when the engine refuses. Whoever submits must cancel the handle in the end."""
-    hook = None
-    open_id, close_id = reasoning_marks(opened.protocol)
-    if thinking_budget is not None and close_id is not None and prompt.starts_in == "reasoning":
-        hook = ThinkingBudget(thinking_budget, open_id, close_id, thinking=True)
     try:
-        request = Request(prompt.ids, params, adapter=opened.adapter, cache_salt=salt, logits_hook=hook)
-        return opened.engine.submit(request)
+        rules = rules_for(
+            opened.protocol,
+            prompt.starts_in,
+            thinking=prompt.thinking,
+            budget=thinking_budget,
+            grammar=grammar,
+        )
+        return opened.engine.submit(Request(prompt.ids, params, cache_salt=salt, logits_hook=rules))
     except ShoalError as refusal:
         raise from_shoal(refusal, param=param) from refusal
 
@@ -165,8 +231,8 @@ async def chat_events(opened: Opened, handle: Handle, prompt: Prompt) -> AsyncIt
 
     Raises ApiError when the engine failed.
     """
-    kind = prompt.starts_in
-    async for event in ChatStream(handle, opened.protocol, prompt.starts_in):
+    kind: Literal["content", "reasoning", "tool_call"] = prompt.starts_in
+    async for event in ChatStream(handle, opened.protocol, prompt.starts_in, tools=prompt.tools):
         pieces = [piece for piece in event.pieces if piece.token_id not in opened.tokenizer.special_ids]
         if event.kind == "queued":
             yield Queued(event.position or 0)
@@ -175,7 +241,10 @@ async def chat_events(opened: Opened, handle: Handle, prompt: Prompt) -> AsyncIt
         elif event.finished is not None:
             if pieces:
                 yield Part(kind, "", pieces)
-            yield _not_failed(event.finished)
+            yield _not_failed(event.finished, handle)
+        elif event.kind == "tool_call" and prompt.tools:
+            kind = "tool_call"
+            yield Part(kind, event.text, pieces, index=event.index or 0, name=event.name)
         else:  # a call nobody offered is shown as the text it is
             kind = "reasoning" if event.kind == "reasoning" else "content"
             yield Part(kind, (event.name or "") + event.text, pieces)
@@ -186,7 +255,7 @@ async def text_events(opened: Opened, handle: Handle) -> AsyncIterator[Event]:
     special_ids = opened.tokenizer.special_ids
     async for event in handle:
         if isinstance(event, Finished):
-            yield _not_failed(event)
+            yield _not_failed(event, handle)
         elif isinstance(event, Delta):
             pieces = [piece for piece in event.pieces if piece.token_id not in special_ids]
             yield Part("content", "".join(piece.text for piece in pieces), pieces)
@@ -194,8 +263,11 @@ async def text_events(opened: Opened, handle: Handle) -> AsyncIterator[Event]:
             yield event
 
 
-def _not_failed(finished: Finished) -> Finished:
+def _not_failed(finished: Finished, handle: Handle) -> Finished:
     if finished.reason == "error":
+        rules = handle.request.logits_hook
+        if isinstance(rules, AnswerRules) and rules.refusal is not None:
+            raise from_shoal(rules.refusal)
         raise ApiError(500, "the answer could not be finished: a fault inside the engine",
                        headers={"x-should-retry": "false"})  # fmt: skip
     return finished

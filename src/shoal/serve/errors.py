@@ -101,7 +101,7 @@ def from_shoal(error: ShoalError, *, param: str | None = None) -> ApiError:
     if isinstance(error, ContextLengthExceeded):
         return ApiError(400, text, param=param or "messages", code="context_length_exceeded")
     if isinstance(error, InvalidRequest):
-        return ApiError(400, error.message, param=error.param)
+        return ApiError(400, f"{error.param}: {error.message}", param=error.param)
     if isinstance(error, QueueFull):
         return ApiError(429, text, headers={"retry-after": "2"})
     return ApiError(500, text)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal.data.types import Message
-from shoal.engine.chat import reasoning_marks
+from shoal.engine.constrain import reasoning_marks
 from shoal.serve import answers
 
 if TYPE_CHECKING:
@@ -28,22 +28,10 @@ async def page_prompt(
     system = params.get("system")
     turns = [Message(role="system", content=system)] if system else []
     turns += [Message(role=m["role"], content=m["edited"] or m["content"]) for m in history]
-    open_id, close_id = reasoning_marks(opened.protocol)
-    content = message["content"]
-    reasoning = message["reasoning"] if close_id is not None else ""
+    content, reasoning = message["content"], message["reasoning"]
+    if reasoning_marks(opened.protocol)[1] is None:
+        reasoning = ""
     if content or reasoning:
         thinking = bool(reasoning)
     prompt = await answers.render_chat(opened, answers.repaired(turns), thinking=thinking)
-    if reasoning:
-        if (
-            prompt.starts_in == "content" and open_id is not None
-        ):  # a template that lets the model write the mark
-            prompt.ids.append(open_id)
-        prompt.ids += opened.tokenizer.encode(reasoning)
-        prompt.starts_in = "reasoning"
-    if content:
-        if reasoning and close_id is not None:
-            prompt.ids.append(close_id)
-        prompt.ids += opened.tokenizer.encode(content)
-        prompt.starts_in = "content"
-    return prompt
+    return answers.begun(opened, prompt, content, reasoning)
