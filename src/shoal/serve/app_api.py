@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 import shoal
 from shoal.serve.body import Model, parse_object, read_body, validated
 from shoal.serve.errors import ApiError, bad_field
-from shoal.serve.generation import Generations
+from shoal.serve.generation import SAMPLING, Generations
 from shoal.serve.models import ModelTable, Slot
 from shoal.serve.openai_api import Endpoint
 from shoal.serve.page_bodies import (
@@ -71,6 +71,7 @@ class AppApi:
             Route(f"{message}/regenerate", self.regenerate, methods=["POST"]),
             Route(f"{message}/continue", self.go_on, methods=["POST"]),
             Route(f"{message}/stop", self.stop, methods=["POST"]),
+            Route(f"{message}/answer-now", self.answer_now, methods=["POST"]),
             Route(f"{message}/feedback", self.feedback, methods=["POST"]),
             Route(f"{message}/prefer", self.prefer, methods=["POST"]),
             Route(f"{message}/tokens", self.tokens, methods=["POST"]),
@@ -105,6 +106,7 @@ class AppApi:
             "loaded": slot.status == "ready",
             "error": slot.error,
             "examples": card.examples,
+            "defaults": {name: getattr(slot.opened.defaults, name) for name in SAMPLING} if slot.opened else None,
         }
 
     async def login(self, request: Request) -> Response:
@@ -312,6 +314,14 @@ class AppApi:
         message = _found(await self._message(owner, chat_id, request), "message")
         stopped = self.generations.stop(owner, chat_id, message["id"])
         return _json({"stopped": stopped}, 202 if stopped else 200)
+
+    async def answer_now(self, request: Request) -> Response:
+        """End the thought that an answer in work is in; 200 and `answering: false` when it is in none."""
+        await _no_body(request)
+        owner, chat_id = _owner(request), request.path_params["chat"]
+        message = _found(await self._message(owner, chat_id, request), "message")
+        ended = self.generations.answer_now(owner, chat_id, message["id"])
+        return _json({"answering": ended}, 202 if ended else 200)
 
     async def feedback(self, request: Request) -> Response:
         body = await _body(request, Feedback)

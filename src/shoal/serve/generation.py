@@ -154,6 +154,12 @@ class Generations:
             job.task.cancel()
         return True
 
+    def answer_now(self, owner: str, chat_id: str, message_id: str) -> bool:
+        """End a running thought, so that the answer begins; False when the answer is not in one."""
+        channel = self.channel(owner, chat_id)
+        job = channel.jobs.get(message_id) if channel else None
+        return job is not None and job.handle is not None and job.handle.answer_now()
+
     def stop_chat(self, owner: str, chat_id: str) -> None:
         channel = self.channel(owner, chat_id)
         for message_id in list(channel.jobs) if channel else []:
