@@ -32,7 +32,7 @@ class Puzzle:
 
 def _sum(rng: random.Random, level: int) -> Puzzle:
     """Terms one after the other; results never fall below zero."""
-    terms, highest = {1: (2, 9), 2: (3, 9), 3: (3, 30), 4: (4, 50), 5: (5, 99)}[level]
+    terms, highest = {1: (2, 19), 2: (3, 9), 3: (3, 30), 4: (4, 50), 5: (5, 99)}[level]
     value = rng.randint(1, highest)
     text, lines = str(value), []
     for _ in range(terms - 1):
@@ -47,7 +47,7 @@ def _sum(rng: random.Random, level: int) -> Puzzle:
 
 def _countdown(rng: random.Random, level: int) -> Puzzle:
     """The largest number first, then plus or minus the others: every way is tried in one order until it fits."""
-    count, highest = {1: (2, 9), 2: (3, 9), 3: (3, 20), 4: (4, 9), 5: (4, 20)}[level]
+    count, highest = {1: (2, 20), 2: (3, 12), 3: (3, 20), 4: (4, 12), 5: (4, 20)}[level]
     numbers = sorted(rng.sample(range(1, highest + 1), count), reverse=True)
     signs = [rng.choice((1, -1)) for _ in numbers[1:]]
     target = numbers[0] + sum(s * n for s, n in zip(signs, numbers[1:], strict=True))

@@ -227,7 +227,7 @@ class Environment:
         return replace(example, id=f"{task}/{level}/{split}/{index}", messages=messages)
 
     def held_out(self, split: Split, count: int, level: int | None = None) -> list[Example]:
-        """`count` examples, the same every time, of the tasks in turn and (without a `level`) of their levels in turn."""
+        """`count` examples, always the same, of the tasks in turn and (without a `level`) of their levels in turn."""
         names = list(self.tasks)
         found = []
         for number in range(count):
