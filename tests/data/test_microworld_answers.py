@@ -161,4 +161,4 @@ def test_another_tasks_answer_is_rarely_right() -> None:
                 for b in tasks
                 if a.answer != b.answer and b.answer not in a.answer and check(a, b.reply)
             ]
-            assert len(accepted) <= 8, (family, accepted[:3])
+            assert len(accepted) <= 15, (family, accepted[:3])  # of 210 pairs

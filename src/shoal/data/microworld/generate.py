@@ -17,7 +17,7 @@ from shoal.data.microworld.world import LANGUAGES, SPLITS, Draw, Language, Split
 from shoal.data.types import Conversation, Document, Message
 from shoal.errors import ShoalError
 
-VERSION = "1"
+VERSION = "2"
 Kind = Literal["text", "chat", "task"]
 
 # family -> (maker, levels, weight in chats)

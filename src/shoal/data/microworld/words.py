@@ -75,6 +75,24 @@ INVENTED = {
         ),
     ),
 }
+# Sounds that any name can be put together from. The parts above are few, and a tokenizer makes tokens of them: a network
+# that saw no others copies tokens it knows and stumbles over "ef" in Stefan. Here every pair of letters comes by.
+SOUNDS_EN = (
+    ("b c d f g h j k l m n p r s t v w z " * 3 + "br cl dr fr gl gr pl st tr ch sh th").split(),
+    "a a a e e e i i i o o o u u ia ea ie au ei".split(),
+    ["", "", "", "", "n", "n", "r", "l", "s", "d", "t", "m", "x", "f", "ck", "rd", "ld", "nd", "rt", "nn"],
+)
+SOUNDS_JA = tuple(
+    sounds.split()
+    for sounds in (
+        "あ い う え お か き く け こ さ し す せ そ た ち つ て と な に ぬ ね の は ひ ふ へ ほ ま み む め も や ゆ よ ら り る れ ろ わ "
+        "が ぎ ぐ げ ご じ ず だ で ど ば び ぶ べ ぼ きょ しょ ちゅ りょ しゅ じゅん こう ゆう そう けん しん よう",
+        "ア イ ウ エ オ カ キ ク ケ コ サ シ ス セ ソ タ チ ツ テ ト ナ ニ ネ ノ ハ ヒ フ ヘ ホ マ ミ ム メ モ ラ リ ル レ ロ "
+        "ガ ギ グ ゴ ジ ダ デ ド バ ビ ブ ベ ボ パ ピ プ ペ ポ リー ロー マー ジョ シャ チェ ティ フィ",
+        "一 二 三 春 夏 秋 冬 和 友 美 真 健 正 信 光 明 花 月 山 川 木 林 森 石 田 海 空 星 雪 風 雨 香 里 子 太 郎 樹 彦 直 次 良 文 武 "
+        "進 勝 清 幸 広 弘",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ Language = Literal["en", "ja"]
 Split = Literal["train", "validation", "test"]
 LANGUAGES: tuple[Language, ...] = ("en", "ja")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-INVENTED_SHARE = 0.2
+INVENTED_SHARE = 0.35
 Item = TypeVar("Item")
 
 
@@ -117,19 +117,37 @@ class Draw:
         return self.pick(templates[self.language]).format(**fields)
 
     def person(self) -> Person:
-        """Somebody of this split. In train every fifth has an invented name, so that names are copied, not known."""
+        """Somebody of this split. In train every third has an invented name, so that names are copied, not known."""
         if self.split != "train":
             girls, boys = words.RESERVED[self.language][self.split]
             girl = self.chance(0.5)
             return Person(self.pick(girls if girl else boys), girl)
         if self.chance(INVENTED_SHARE):
-            starts, ends = self.pick(words.INVENTED[self.language])
-            name = self.pick(starts) + self.pick(ends)
+            if self.chance(0.5):
+                name = self._sounds()
+            else:
+                starts, ends = self.pick(words.INVENTED[self.language])
+                name = self.pick(starts) + self.pick(ends)
             if not any(reserved in name for reserved in _RESERVED_NAMES):
                 return Person(name, self.chance(0.5))
         girl = self.chance(0.5)
         girls, boys = (words.GIRLS_JA, words.BOYS_JA) if self.ja else (words.GIRLS, words.BOYS)
         return Person(self.pick(girls if girl else boys), girl)
+
+    def _sounds(self) -> str:
+        """A name nobody has, from sounds: Brinad, Eflock, Tausi; とねり, ケミラ, 森次."""
+        if self.ja:
+            sounds = self.pick(words.SOUNDS_JA)
+            return "".join(self.pick(sounds) for _ in range(self.number(2, 2 if sounds[0] == "一" else 3)))
+        onsets, vowels, codas = words.SOUNDS_EN
+        parts = [
+            (self.pick(onsets), self.pick(vowels), self.pick(codas)) for _ in range(self.pick((2, 2, 3)))
+        ]
+        if self.chance(0.25):
+            parts[0] = ("", *parts[0][1:])
+        if len(parts) == 3:  # long names end a syllable on its vowel, or nobody could say them
+            parts = [(onset, vowel, "") for onset, vowel, _ in parts[:2]] + parts[2:]
+        return "".join("".join(part) for part in parts).capitalize()
 
     def people(self, count: int) -> list[Person]:
         """`count` people with different names, none part of another (みほ, みほこ)."""
