@@ -21,7 +21,14 @@ PLOTS = (
     ("lr_scale", "Learning rates, share of their full value", True),
     ("grad_norm", "Norm of the gradient", True),
 )
-STAGE_NAMES = {"train": "pre-training", "sft": "fine-tuning", "mtp": "draft module"}
+STAGE_NAMES = {
+    "train": "pre-training",
+    "sft": "fine-tuning",
+    "distill": "distillation",
+    "dpo": "preference tuning",
+    "grpo": "reinforcement learning",
+    "mtp": "draft module",
+}
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #6b7785; --line: #d6dde4; --back: #fff; }
@@ -99,13 +106,14 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def write_report(folder: Path) -> Path:
-    """Make `report.html` of a run folder from its log, recipe and receipt; returns its place."""
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Make `report.html` of a run folder from its log, recipe and the receipt of its output (default: `checkpoint/`);
+    returns its place."""
     lines = read_log(folder / "log.jsonl")
     steps = [line for line in lines if "loss" in line]
     measured = {line["stage"]: line for line in lines if line.get("event") == "measured"}
     failed = [line for line in lines if line.get("event") == "failed"]
-    receipt_file = folder / "checkpoint" / "receipt.json"
+    receipt_file = (output or folder / "checkpoint") / "receipt.json"
     receipt = Receipt.from_dict(json.loads(read_text(receipt_file))) if receipt_file.exists() else None
     stages = [stage for stage in STAGE_NAMES if any(line["stage"] == stage for line in steps)]
     body = [f"<h1>{html.escape(_name(receipt, folder))}</h1>"]

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.cost.receipt import Receipt
 from shoal.data.tokenizer import Tokenizer, load_tokenizer
 from shoal.errors import ShoalError, UsageError
 from shoal.files import atomic_write_text
+from shoal.model import counts
+from shoal.model.checkpoint.load import load_network, read_side_files
 from shoal.model.checkpoint.save import FolderDtype, save_checkpoint
 from shoal.model.config import ModelConfig
 from shoal.model.init import init_weights
@@ -29,15 +31,16 @@ from shoal.ops.probe import probe
 from shoal.train import machine as machines
 from shoal.train.events import Live, Log, TensorBoard
 from shoal.train.interrupts import Interrupts, locked
+from shoal.train.measure import draft_acceptance, heldout_bits_per_byte
+from shoal.train.objective import DraftObjective, NextToken
 from shoal.train.optim import Optimizer
 from shoal.train.recipe import Recipe, StageRecipe, changed_fields
 from shoal.train.report import write_report
-from shoal.train.rows import run_tokenizer
-from shoal.train.stage import Stage
+from shoal.train.router import RouterBalance
+from shoal.train.rows import PackedRows, run_tokenizer, stage_rows
+from shoal.train.stage import Parts, Stage
 from shoal.train.state import State, load_state
 from shoal.train.world import World
-
-STAGES = ("train", "sft", "mtp")
 
 
 @dataclass
@@ -81,10 +84,12 @@ def train(
 
 
 class Run:
-    """One run folder and everything that moves in it. Use `train`."""
+    """One run folder and everything that moves in it. Use `train`; fine-tuning has its own kind (tune/run.py)."""
 
     def __init__(self, recipe: Recipe, folder: Path, *, resume: bool, seconds: float | None, shown: bool):
         self.recipe, self.folder, self.seconds = recipe, folder, seconds
+        self.output = folder / "checkpoint"
+        self.stages: tuple[str, ...] = ("train", "sft", "mtp")
         keep_freed_memory()
         state = load_state(folder / "state")
         if state and not resume:
@@ -94,7 +99,7 @@ class Run:
             )
         self.state = state
         saved = state.values if state else {}
-        if state and (changes := changed_fields(saved["recipe"], recipe.to_dict())):
+        if state and (changes := changed_fields(saved["recipe"], recipe.to_dict(), type(recipe))):
             raise UsageError(
                 "the recipe is not the one this run was started with:\n  " + "\n  ".join(changes),
                 hint="Go on with the old recipe (shoal train --resume --run FOLDER), or start a new --run folder.",
@@ -117,7 +122,7 @@ class Run:
         self.config = self._config(self.tokenizer)
         self.network = self._network()
         self.measures: dict[str, dict[str, float]] = saved.get("measures", {})
-        self.receipt = Receipt.from_dict(saved["receipt"]) if saved.get("receipt") else None
+        self.receipt = Receipt.from_dict(saved["receipt"]) if saved.get("receipt") else self._parent()
         self.failures: list[str] = []
         self.peak = probe(self.machine.device).gemm_flops_per_second.get(self.machine.dtype)
         self.interrupts = Interrupts()
@@ -131,8 +136,11 @@ class Run:
     def _tokenizer(self) -> Tokenizer:
         place = self.folder / "tokenizer"
         if not place.is_dir() and self.world.rank == 0:
-            self.live.say("training the tokenizer")
-            run_tokenizer(self.recipe, place)
+            if self.recipe.run.start:
+                load_tokenizer(self.recipe.run.start).save(place)
+            else:
+                self.live.say("training the tokenizer")
+                run_tokenizer(self.recipe, place)
         self.world.barrier()
         return load_tokenizer(place)
 
@@ -155,9 +163,58 @@ class Run:
         network = CausalLM(self.config, mtp=self.recipe.mtp.tokens > 0)
         if self.state:
             network.load_state_dict(self.state.tensors["network"])
+        elif start := self.recipe.run.start:
+            self._start_from(network, Path(start))
         else:
             init_weights(network, seed=self.recipe.run.seed, scheme=self.recipe.run.init)
         return network.to(self.device)
+
+    def _parent(self) -> Receipt | None:
+        """What the weights cost that the run begins with."""
+        found = read_side_files(self.recipe.run.start).receipt if self.recipe.run.start else None
+        return Receipt.from_dict(found) if found else None
+
+    def parts(self, stage: str, recipe: StageRecipe) -> Parts:
+        """What a stage is made of."""
+        drafts, trunk = stage == "mtp", self.config.num_hidden_layers
+        layers = range(trunk, self.config.num_layers_with_mtp) if drafts else range(trunk)
+        router = RouterBalance(self.network, set(layers))
+        return Parts(
+            self.trained_parameters(stage),
+            (DraftObjective if drafts else NextToken)(self.network, recipe),
+            stage_rows(self.recipe, stage, self.tokenizer, self.folder / "tokenizer", self.world),
+            router if router.biases else None,
+        )
+
+    def flops_per_token(self, stage: str, context: int) -> float:
+        """Of training, forward and backward, in rows of `context` tokens."""
+        if stage != "mtp":
+            return counts.flops_per_token(self.config, context, training=True)
+        trunk = counts.flops_per_token(self.config, context, training=False)  # it runs forwards only
+        return trunk + 3 * (counts.flops_per_token(self.config, context, training=False, mtp=True) - trunk)
+
+    def measure(self, stage: str) -> dict[str, float]:
+        """What the stage's held-out rows say."""
+        rows = PackedRows(self.recipe, stage, self.tokenizer, split="validation")
+        measure = draft_acceptance if stage == "mtp" else heldout_bits_per_byte
+        return measure(self.network, rows, self.recipe.run.eval_tokens, autocast=self.machine.autocast)
+
+    def network_tensors(self) -> dict[str, Tensor]:
+        """Of the network, what a resume cannot get elsewhere."""
+        return self.network.state_dict()
+
+    def _start_from(self, network: CausalLM, start: Path) -> None:
+        """The weights of a checkpoint of the same shape."""
+        parent = load_network(start, mtp=network.mtp_modules > 0)
+        mine, theirs = network.state_dict(), parent.state_dict()
+        differing = [name for name in mine if name not in theirs or mine[name].shape != theirs[name].shape]
+        if differing or len(mine) != len(theirs):
+            raise ShoalError(
+                f"{start} is not of the recipe's shape: "
+                f"{differing[0] if differing else 'it has more layers'} differs",
+                hint="Give [model] the values of its config.json.",
+            )
+        network.load_state_dict(theirs)
 
     def trained_parameters(self, stage: str) -> dict[str, nn.Parameter]:
         """What a stage moves: the MTP stage its modules alone, the others everything else."""
@@ -182,16 +239,14 @@ class Run:
             if self.board:
                 self.board.close()
             self.world.close()
-        return Outcome(
-            self.folder, self.folder / "checkpoint", finished, self.measures, self.receipt, self.failures
-        )
+        return Outcome(self.folder, self.output, finished, self.measures, self.receipt, self.failures)
 
     def _stages(self, stop_after: int | None) -> bool:
         optimizer: Optimizer | None = None
-        last = resumed = self.state.values["stage"] if self.state else STAGES[0]
-        for stage in STAGES:
+        last = resumed = self.state.values["stage"] if self.state else self.stages[0]
+        for stage in self.stages:
             recipe: StageRecipe = getattr(self.recipe, stage)
-            if not recipe.tokens or STAGES.index(stage) < STAGES.index(resumed):
+            if not recipe.tokens or self.stages.index(stage) < self.stages.index(resumed):
                 continue
             last = stage
             runner = Stage(self, stage, recipe, previous=optimizer)
@@ -203,8 +258,8 @@ class Run:
         if self.world.rank == 0:
             report = "no report"
             with self.attempt(last, "the report"):
-                report = f"report {write_report(self.folder)}"
-            self.live.say(f"done: {self.folder / 'checkpoint'}, {report}")
+                report = f"report {write_report(self.folder, self.output)}"
+            self.live.say(f"done: {self.output}, {report}")
         return True
 
     @contextlib.contextmanager
@@ -225,7 +280,7 @@ class Run:
             f"saved by {before} processes, going on with {now}: the same data in the same order, but sums in another "
             "order and steps of whole rows per process; the weights will not be the same bit by bit"
         )
-        stage = self.state.values["stage"] if self.state else STAGES[0]
+        stage = self.state.values["stage"] if self.state else self.stages[0]
         self.log.write({"stage": stage, "event": "processes", "before": before, "now": now})
 
     def take_state(self, stage: str) -> State | None:
@@ -262,5 +317,5 @@ class Run:
         """The stage's part of the time budget, by tokens."""
         if not self.seconds:
             return None
-        tokens = {name: getattr(self.recipe, name).tokens for name in STAGES}
+        tokens = {name: getattr(self.recipe, name).tokens for name in self.stages}
         return self.seconds * tokens[stage] / sum(tokens.values())

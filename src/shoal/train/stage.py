@@ -5,49 +5,63 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from shoal.cost.meter import Meter
-from shoal.model import counts
 from shoal.train.average import WeightAverage
-from shoal.train.loop import Objective, Progress, StepRecord, Trainer
-from shoal.train.measure import draft_acceptance, heldout_bits_per_byte
-from shoal.train.objective import DraftObjective, NextToken
+from shoal.train.loop import Objective, Progress, Rows, StepRecord, Trainer
 from shoal.train.optim import Optimizer
 from shoal.train.recipe import StageRecipe, value_at
 from shoal.train.router import RouterBalance
-from shoal.train.rows import PackedRows, stage_rows
 from shoal.train.state import State, save_state
 
 if TYPE_CHECKING:
     from shoal.train.run import Run
 
 
+@dataclass
+class Parts:
+    """What a stage is made of: the parameters it moves by name, what it minimises, where its rows come from, the
+    routers that it balances (None: none), and figures of its own for the receipt."""
+
+    named: dict[str, nn.Parameter]
+    objective: Objective
+    rows: ClosableRows
+    router: RouterBalance | None = None
+    details: Callable[[], dict[str, Any]] = dict
+
+
+class ClosableRows(Rows, Protocol):
+    """Rows that can be resumed and given back."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
 class Stage:
-    """`name` is train, sft or mtp. Starts from the run's saved state where that is of this stage."""
+    """One stage of `run`, named as in its recipe. Starts from the run's saved state where that is of this stage."""
 
     def __init__(self, run: Run, name: str, recipe: StageRecipe, *, previous: Optimizer | None):
         self.owner, self.name, self.recipe = run, name, recipe
-        drafts = name == "mtp"
-        self.named = run.trained_parameters(name)
+        self.parts = run.parts(name, recipe)
+        self.named, self.rows = self.parts.named, self.parts.rows
         optimizer = Optimizer(self.named.items(), recipe)
-        if previous is not None and not drafts:
+        if previous is not None and set(map(id, previous.parameters())) == set(
+            map(id, optimizer.parameters())
+        ):
             optimizer.load(previous.state())  # fine-tuning goes on with pre-training's momenta
-        objective: Objective = (DraftObjective if drafts else NextToken)(run.network, recipe)
-        trunk = run.config.num_hidden_layers
-        layers = range(trunk, run.config.num_layers_with_mtp) if drafts else range(trunk)
-        router = RouterBalance(run.network, set(layers))
-        self.rows = stage_rows(run.recipe, name, run.tokenizer, run.folder / "tokenizer", run.world)
         self.trainer = Trainer(
             recipe,
-            objective,
+            self.parts.objective,
             self.rows,
             optimizer,
-            router=router if router.biases else None,
+            router=self.parts.router,
             world=run.world,
             device=run.device,
             autocast=run.machine.autocast,
@@ -107,20 +121,15 @@ class Stage:
     def _count(self, trainer: Trainer, record: StepRecord) -> None:
         self.owner.steps_of_this_call += 1
         self.average.add(trainer.fraction_done)
-        self.meter.add(tokens=record.step_tokens, flops=record.step_tokens * self._flops_per_token(record))
+        context = value_at(self.recipe.row_length, record.fraction_before)
+        flops = record.step_tokens * self.owner.flops_per_token(self.name, context)
+        self.meter.add(tokens=record.step_tokens, flops=flops)
         if record.unlabelled and record.unlabelled == trainer.progress.unlabelled:
             self.owner.live.say(
                 f"{self.name}, step {record.step}: nothing is to be learnt in {record.unlabelled} micro-batches; they "
                 "add zero (the log counts them as `unlabelled`)"
             )
         self.window.append(record)
-
-    def _flops_per_token(self, record: StepRecord) -> float:
-        config, context = self.owner.config, value_at(self.recipe.row_length, record.fraction_before)
-        if self.name != "mtp":
-            return counts.flops_per_token(config, context, training=True)
-        trunk = counts.flops_per_token(config, context, training=False)  # it runs forwards only
-        return trunk + 3 * (counts.flops_per_token(config, context, training=False, mtp=True) - trunk)
 
     def _log(self, trainer: Trainer, record: StepRecord) -> None:
         due = trainer.progress.step % self.owner.recipe.run.log_steps == 0 or trainer.fraction_done >= 1.0
@@ -207,7 +216,7 @@ class Stage:
             "window": [asdict(record) for record in self.window],
         }
         tensors = {
-            "network": owner.network.state_dict(),
+            "network": owner.network_tensors(),
             "optimizer": trainer.optimizer.state(),
             "average": self.average.means,
             "random": {"torch": torch.get_rng_state()},
@@ -227,13 +236,12 @@ class Stage:
 
     def _measure(self) -> None:
         owner = self.owner
-        tokens = owner.recipe.run.eval_tokens
-        if not tokens or owner.world.rank:
+        if not owner.recipe.run.eval_tokens or owner.world.rank:
             return
-        rows = PackedRows(owner.recipe, self.name, owner.tokenizer, split="validation")
-        measure = draft_acceptance if self.name == "mtp" else heldout_bits_per_byte
         with self._apart("measuring_seconds"):
-            result = measure(owner.network, rows, tokens, autocast=owner.machine.autocast)
+            result = owner.measure(self.name)
+        if not result:
+            return
         owner.measures[self.name] = result
         shown = ", ".join(f"{key} {value:.4g}" for key, value in result.items() if math.isfinite(value))
         owner.live.say(f"{self.name}: held-out {shown}")
@@ -246,6 +254,7 @@ class Stage:
             "stage": self.name,
             "padding_share": self.trainer.progress.padding_share,
             **self.apart,
+            **self.parts.details(),
             **owner.measures.get(self.name, {}),
         }
         owner.receipt = self.meter.receipt(
@@ -253,4 +262,4 @@ class Stage:
         )
         if owner.world.rank == 0:
             with self._apart("saving_seconds"):
-                owner.write_checkpoint(owner.folder / "checkpoint")
+                owner.write_checkpoint(owner.output)
