@@ -63,7 +63,7 @@ def test_greedy_is_the_plain_network_alone_and_in_a_full_batch(
 ) -> None:
     """8 at once, staggered, prompts of 1 to 100 tokens, with a cache too small for all (so with preemptions)."""
     alone = new_engine(network)
-    crowded = new_engine(network, positions=320, max_num_batched_tokens=48)
+    crowded = new_engine(network, positions=160, max_num_batched_tokens=48)
     handles, compared = [], 0
     for i, prompt in enumerate(prompts(8)):
         handles.append(crowded.submit(Request(prompt, GREEDY)))

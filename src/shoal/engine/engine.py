@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from shoal.engine.handle import Handle
 from shoal.engine.prefix import DiskBlocks, chain_root
 from shoal.engine.runner import Chunk, Runner
 from shoal.engine.sampling import Sampler, log_softmax, top_logprobs
-from shoal.engine.scheduler import Scheduler, Share
+from shoal.engine.scheduler import Scheduler, SequenceStatus, Share
+from shoal.engine.speculate import Speculator
 from shoal.engine.types import (
     ContextLengthExceeded,
     Delta,
@@ -63,6 +64,11 @@ class _Active:
     first_token: float | None = None
     position: int | None = None
     """The last place in the queue that was told."""
+    drafted: int = 0
+    accepted: int = 0
+    seconds_with: float = 0.0
+    """Of the steps that could have held drafts: what they took, and what they would have without, token by token."""
+    seconds_without: float = 0.0
     prompt_logprobs: list[float | None] = field(default_factory=list)
     prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)
 
@@ -76,8 +82,8 @@ class Engine:
 
     `max_model_len` is the context (prompt and answer together; default: what the network and the cache hold),
     `max_num_seqs` how many run at once, `max_num_batched_tokens` the tokens of a step, `max_waiting` how many may
-    queue. `disk` keeps cached prefixes over restarts (the engine closes it). A fault inside one request ends that
-    request with an error; a fault outside ends those in flight, and the engine begins anew.
+    queue. `disk` keeps cached prefixes over restarts (the engine closes it); `speculator` drafts tokens. A fault inside
+    one request ends that request with an error; a fault outside ends those in flight, and the engine begins anew.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Engine:
         max_waiting: int = 256,
         eos_ids: Sequence[int] | None = None,
         disk: DiskBlocks | None = None,
+        speculator: Speculator | None = None,
     ):
         self.runner, self.tokenizer = runner, tokenizer
         holds = min(runner.max_positions, runner.cache_blocks * runner.block_size)
@@ -98,7 +105,7 @@ class Engine:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens or runner.prefill_chunk
         self.max_waiting = max_waiting
-        self._disk = disk
+        self._disk, self._speculator = disk, speculator
         self.adapters: set[str] = set()
         """Names that a request may give as its adapter."""
         self._eos_ids = frozenset(tokenizer.eos_ids if eos_ids is None else eos_ids)
@@ -109,6 +116,11 @@ class Engine:
         self._closing = False
         self._stirred = False  # something to look at: a request, a cancellation, a job, the end
         self._steps = self._prompt_tokens = self._cached_tokens = self._completion_tokens = self._restarts = 0
+        self._draft_tokens = self._accepted_tokens = 0
+        self._step_seconds = (
+            0.0,
+            0.0,
+        )  # of the step at hand, if it could hold drafts; and of one without any
         self._finished: Counter[str] = Counter()
         self._scheduler = self._new_scheduler()
         self._thread = threading.Thread(target=self._live, name="shoal-engine", daemon=True)
@@ -151,6 +163,8 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             completion_tokens=self._completion_tokens,
+            draft_tokens=self._draft_tokens,
+            accepted_tokens=self._accepted_tokens,
             preemptions=self._scheduler.preemptions,
             finished=dict(self._finished),
             restarts=self._restarts,
@@ -196,6 +210,8 @@ class Engine:
             self._scheduler.preempt(sequence)
         self._scheduler.pool.forget()
         self._drop_disk()
+        if self._speculator is not None:
+            self._speculator.forget()
 
     def _between_steps(self, job: Callable[[], None]) -> None:
         """Do something in the engine's own thread; returns when it is done, raises what it raises."""
@@ -321,8 +337,8 @@ class Engine:
         if not shares:
             return
         self._steps += 1
-        results = self._run(shares)
-        for share, result in zip(shares, results, strict=True):
+        verified, results = self._run_with_drafts(shares)
+        for share, result in zip(verified, results, strict=True):
             active = self._active[share.sequence]
             try:
                 if isinstance(result, Exception):
@@ -380,23 +396,57 @@ class Engine:
                 results.append(error)
         return results
 
+    def _run_with_drafts(
+        self, shares: Sequence[Share]
+    ) -> tuple[Sequence[Share], Sequence[NDArray[np.float32] | Exception]]:
+        """The step, with drafts where no prompt is read beside; and what it took."""
+        speculator, self._step_seconds = self._speculator, (0.0, 0.0)
+        decoding = (share.tokens == 1 and self._active[share.sequence].answered for share in shares)
+        if speculator is None or not all(decoding):
+            return shares, self._run(shares)
+        begin = time.perf_counter()
+        try:
+            shares = self._with_drafts(shares, speculator)
+        except Exception:  # answers do not need it
+            log.exception("drafting failed and is off from now on")
+            self._speculator = None
+        drafted = time.perf_counter()
+        results = self._run(shares)
+        end = time.perf_counter()
+        speculator.times.add(sum(1 + len(share.drafts) for share in shares), end - drafted)
+        if speculator.times.known(len(shares)):
+            self._step_seconds = end - begin, speculator.times.expect(len(shares))
+        return shares, results
+
+    def _with_drafts(self, shares: Sequence[Share], speculator: Speculator) -> list[Share]:
+        """The decodes of a step, with what is worth being verified behind each of them."""
+        rooms = []
+        left = self.max_num_batched_tokens - len(shares)
+        for share in shares:
+            active, each = self._active[share.sequence], left // len(shares)
+            if active.request.speculate and (most := min(active.limit - active.answered - 1, each)) > 0:
+                rooms.append((share.sequence, most))
+        drafts = speculator.propose(rooms, len(shares), self._scheduler.make_room_for_drafts)
+        return [replace(share, drafts=drafts.get(share.sequence, ())) for share in shares]
+
     def _chunk(self, share: Share) -> Chunk:
         sequence, active = share.sequence, self._active[share.sequence]
         start, end = sequence.processed, sequence.processed + share.tokens
+        token_ids = [*sequence.token_ids[start:end], *share.drafts]
         if active.request.params.prompt_logprobs is not None and active.answered == 0:
             logits = share.tokens
         else:
-            logits = int(share.completes and active.limit > 0)
-        blocks = self._scheduler.pool.blocks_for(end)
+            logits = int(share.completes and active.limit > 0) + len(share.drafts)
+        blocks = self._scheduler.pool.blocks_for(start + len(token_ids))
         table, adapter = sequence.block_table[:blocks], active.request.adapter
-        return Chunk(sequence.token_ids[start:end], start, table, logits, adapter=adapter)
+        return Chunk(token_ids, start, table, logits, adapter=adapter)
 
     def _advance(self, active: _Active, share: Share, logits: NDArray[np.float32]) -> None:
-        """Postprocess: progress while the prompt is read, then a token."""
+        """Postprocess: progress while the prompt is read, then a token, and more where drafts were right."""
         sequence, completes = active.sequence, share.completes
         start = sequence.processed
         self._scheduler.advance(sequence, share.tokens)
-        sequence.computed += share.tokens
+        sequence.computed += share.tokens + len(share.drafts)
         if active.answered == 0:
             self._prompt_tokens += share.tokens
             if active.request.params.prompt_logprobs is not None:
@@ -412,13 +462,27 @@ class Engine:
         if active.limit == 0:
             self._finish(active, "length")
             return
-        sampled = active.sampler.sample(logits[-1], sequence.answer_ids, active.request.logits_hook)
-        if active.first_token is None:
-            active.first_token = time.monotonic()
-        sequence.token_ids.append(sampled.token_id)
-        self._completion_tokens += 1
-        piece = Piece(sampled.token_id, "", sampled.logprob, list(sampled.top))
-        self._emit(active, piece)
+        with_drafts, without = self._step_seconds
+        active.seconds_with += with_drafts
+        active.drafted += len(share.drafts)
+        self._draft_tokens += len(share.drafts)
+        before = active.accepted
+        for row, draft in zip(logits[-1 - len(share.drafts) :], [*share.drafts, None], strict=True):
+            sampled = active.sampler.sample(row, sequence.answer_ids, active.request.logits_hook)
+            if active.first_token is None:
+                active.first_token = time.monotonic()
+            sequence.token_ids.append(sampled.token_id)
+            self._completion_tokens += 1
+            active.seconds_without += without
+            right = sampled.token_id == draft
+            active.accepted += right
+            self._accepted_tokens += right
+            self._emit(active, Piece(sampled.token_id, "", sampled.logprob, list(sampled.top)))
+            if not right or sequence.status is SequenceStatus.FINISHED:
+                break
+            self._scheduler.advance(sequence, 1)  # the draft's place in the cache holds what was said
+        if self._speculator is not None:
+            self._speculator.judged(sequence, len(share.drafts), active.accepted - before)
 
     def _emit(self, active: _Active, piece: Piece) -> None:
         """Hand out the text that became certain with a token, and end the answer where it ends."""
@@ -469,11 +533,21 @@ class Engine:
             prompt_seconds=first - started,
             first_token_seconds=first - active.submitted,
             decode_seconds=now - first,
+            draft_gain=active.seconds_without / active.seconds_with
+            if active.drafted and active.seconds_with
+            else None,
         )
         sequence = active.sequence
         self._cached_tokens += sequence.cached
         usage = Usage(
-            sequence.prompt_tokens, active.answered, sequence.cached, computed_tokens=sequence.computed
+            sequence.prompt_tokens,
+            active.answered,
+            sequence.cached,
+            computed_tokens=sequence.computed,
+            draft_tokens=active.drafted,
+            accepted_tokens=active.accepted,
         )
+        if self._speculator is not None:
+            self._speculator.ended(sequence)
         message = None if error is None else str(error) or type(error).__name__
         active.handle.put(Finished(reason, usage, timings, message, stop))

@@ -43,6 +43,8 @@ class Sequence:
     """Prompt tokens that were taken from the cache and never computed for this sequence."""
     computed: int = 0
     """Positions run through the network for it, those of rejected drafts and of a second reading included."""
+    preemptions: int = 0
+    """How often its places in the cache were taken."""
     _keys: list[bytes] = field(default_factory=list)
     _registered: int = 0
     _reached: int = 0  # as far as it ever came: what a preemption takes is read twice, and is no hit
@@ -127,6 +129,7 @@ class Scheduler:
         sequence.processed = sequence._registered = 0
         sequence.status = SequenceStatus.WAITING
         self.waiting.appendleft(sequence)
+        sequence.preemptions += 1
         self.preemptions += 1
 
     def advance(self, sequence: Sequence, tokens: int) -> None:

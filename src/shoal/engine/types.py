@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 # Called before a token is chosen with the tokens of the answer so far and the logits [V] (a copy), which it
-# changes in place: a forbidden token gets -inf. Grammars and thinking budgets are such hooks.
+# changes in place: a forbidden token gets -inf. Each call's tokens begin with those of the call before. A hook may
+# have a method `wants(answer_ids) -> bool`: where it says False, it need not be called for the next token.
+# Grammars and thinking budgets are such hooks (constrain.py).
 LogitsHook = Callable[[Sequence[int], "np.ndarray[Any, Any]"], None]
 
 
@@ -98,6 +100,8 @@ class Request:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     adapter: str | None = None
     """Which adapter answers (the runner must know it); None is the base model."""
+    speculate: bool = True
+    """Whether tokens may be drafted for it (where the engine does so); the answer is the same."""
     cache_salt: str = ""
     """Part of every cache key: requests with different salts never share cached prompts."""
     logits_hook: LogitsHook | None = None
@@ -130,6 +134,9 @@ class Usage:
     computed_tokens: int = 0
     """Positions that were run through the network for it: what of the prompt was not cached and each token of the
     answer but the last, and besides these rejected drafts and what a preemption made it read again."""
+    draft_tokens: int = 0
+    """Tokens that were drafted and verified, and how many of them were right."""
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,9 @@ class Timings:
     prompt_seconds: float = 0.0
     first_token_seconds: float = 0.0
     decode_seconds: float = 0.0
+    draft_gain: float | None = None
+    """How many times as fast its tokens came as they would have without drafts, by measured times of steps; None
+    where nothing was drafted."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,8 @@ class Stats:
     cached_tokens: int
     """Prompt tokens that were taken from the cache, of finished requests."""
     completion_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
     preemptions: int
     finished: Mapping[str, int]
     """By finish reason."""
