@@ -48,6 +48,7 @@ class RunRecipe:
         "auto", "matrix products; auto: a short measurement decides", choices=("auto", "float32", "bfloat16")
     )
     threads: int = knob(0, "CPU threads; 0: as many as PyTorch takes", unit="threads", resumable=True)
+    start: str = knob("", "checkpoint folder to go on from (its tokenizer too) instead of first weights")
     workers: int = knob(
         0, "processes that prepare rows ahead (for a GPU); 0: the main process does", unit="processes"
     )
