@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tests.serve.browser import browser, open_page, page_server, page_store
 
 from shoal.cli.serve import card_of, open_spec
 from shoal.serve.app import create_app
@@ -16,6 +17,8 @@ from shoal.serve.listener import Server, bind, url_of
 from shoal.serve.models import ModelTable
 from shoal.serve.settings import ServerSettings
 from shoal.serve.store import Store
+
+__all__ = ["browser", "open_page", "page_server", "page_store"]  # fixtures of the page's tests
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. " * 3,
@@ -104,4 +107,40 @@ def client(live_server: str) -> Iterator[httpx.Client]:
     """An HTTP client that looks like the page of this server."""
     headers = {"sec-fetch-site": "same-origin"}
     with httpx.Client(base_url=live_server, headers=headers, timeout=30, trust_env=False) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def chatml_server(tmp_path_factory: pytest.TempPathFactory, start_server: Start) -> str:
+    """A server with a tiny random Llama that speaks ChatML; it has no tokens for thoughts, calls and gaps."""
+    import torch
+
+    from shoal.data.tokenizer import tokenizer_from_gguf, train_tokenizer
+    from shoal.model.checkpoint.save import save_checkpoint
+    from shoal.model.config import ModelConfig
+    from shoal.model.init import init_weights
+    from shoal.model.transformer import CausalLM
+
+    torch.set_num_threads(1)
+    metadata = train_tokenizer(TEXTS, vocab_size=600).to_gguf()
+    names = {"<｜User｜>": "<|im_start|>", "<｜Assistant｜>": "<|im_end|>"}
+    metadata["tokenizer.ggml.tokens"] = [
+        names.get(t, f"<|spare_{i}|>" if t.startswith(("<｜", "<think", "</think")) and i > 2 else t)
+        for i, t in enumerate(metadata["tokenizer.ggml.tokens"])
+    ]
+    del metadata["tokenizer.chat_template"]
+    tokenizer = tokenizer_from_gguf(metadata)
+    shape = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048, "bos_token_id": 0,
+             "eos_token_id": 1, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}  # fmt: skip
+    network = CausalLM(ModelConfig.from_dict(shape | {"vocab_size": tokenizer.vocab_size}))
+    init_weights(network, 1)
+    folder = tmp_path_factory.mktemp("models") / "chatml"
+    save_checkpoint(folder, network, tokenizer_files=tokenizer.save)
+    return start_server(model=folder)
+
+
+@pytest.fixture
+def chatml_client(chatml_server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=chatml_server, timeout=60, trust_env=False) as session:
         yield session

@@ -1,253 +1,19 @@
-"""The chat page in a real browser against the real server and engine.
-
-The models recite: real networks whose weights are built so that each token leads to one next token. So what a model
-"writes" is known to the letter, hostile markup included, and everything between the weights and the pixels is real.
-"""
+"""The chat page in a real browser against the real server and engine (tests/serve/browser.py)."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import os
 import re
-import shutil
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from tests.serve.browser import HOSTILE, LINES, TOUR, answer_text, ask, asked, finished
 
-from shoal.serve.app import create_app
-from shoal.serve.listener import Server, bind, url_of
-from shoal.serve.models import ModelCard, ModelTable
-from shoal.serve.settings import ServerSettings
 from shoal.serve.store import Store
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-HOSTILE = (
-    "<img src=x onerror=\"window.hacked=1\"> <svg/onload='window.hacked=2'>"
-    " <iframe srcdoc='<script>parent.hacked=3</script>'> [go](javascript:window.hacked=4)"
-    " <script>window.hacked=5</script>"
-)
-THOUGHTS = (
-    "First I look at the question. "
-    + HOSTILE
-    + "\n\n"
-    + " ".join(f"Then I weigh word {i}." for i in range(90))
-)
-TOUR = f"""# A short tour
 
-Latent attention keeps **one small vector** per token. It costs $5, later $10. 含**「重点」**内容。
-
-- first
-- second
-
-```python
-def attend(query):
-    return query  # {"x" * 90}
-```
-
-| model | bytes per token and layer, cache included |
-|---|--:|
-| dense | 114688 |
-
-{HOSTILE}
-
-![remote](https://tracker.example/pixel.png) and [a page](https://example.org/docs). The end of the tour."""
-LINES = "\n\n".join(f"Line {i} of a long answer." for i in range(200))
-
-
-def build_reciter(folder: Path, content: str, thoughts: str = "") -> Path:
-    """A Qwen3 checkpoint that says `content` whatever the question is; after `thoughts`, if it has any and is asked.
-
-    Attention and MLP write zeros, so a token's hidden state is its own random direction, and the head maps it to the
-    next token of the text. No token occurs twice: pieces grow from eight bytes until they are new.
-    """
-    from safetensors.numpy import save_file
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    letters = {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    vocab = {letters[byte]: byte for byte in range(256)}
-
-    def spelt(data: bytes) -> str:
-        return "".join(letters[byte] for byte in data)
-
-    def pieces(text: str) -> list[int]:
-        data, start, cuts = text.encode(), 0, [0]
-        while start < len(data):
-            end = min(start + 8, len(data))
-            while spelt(data[start:end]) in vocab and end < len(data):
-                end += 1
-            if spelt(data[start:end]) in vocab:  # the rest is no news: it joins the piece before
-                del cuts[-1]
-                start = cuts[-1]
-            vocab.setdefault(spelt(data[start:end]), len(vocab))
-            start = end
-            cuts.append(start)
-        return [vocab[spelt(data[a:b])] for a, b in itertools.pairwise(cuts)]
-
-    thinking, answer = pieces(thoughts), pieces(content)
-    specials = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
-    specials += ["<think>", "</think>"] if thoughts else []
-    bos, eos, _, assistant, *marks = range(len(vocab), len(vocab) + len(specials))
-    before = [marks[0], *thinking, marks[1]] if thoughts else [assistant]
-    chain = [*before, *answer, eos]
-    size, width = len(vocab) + len(specials), 128
-    embedding = np.random.default_rng(0).normal(size=(size, width)).astype(np.float32)
-    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    head = np.zeros((size, width), np.float32)
-    head[chain[1:]] = 4 * embedding[chain[:-1]]
-
-    folder.mkdir(parents=True)
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"bos_token": specials[0], "eos_token": specials[1], "add_bos_token": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
-    config = {
-        "model_type": "qwen3", "vocab_size": size, "hidden_size": width, "intermediate_size": 64,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 64, "num_key_value_heads": 2,
-        "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False, "bos_token_id": bos, "eos_token_id": eos,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    layer, ones = "model.layers.0.", np.ones(width, np.float32)
-    shapes = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
-    shapes |= {"mlp.gate_proj": (64, width), "mlp.up_proj": (64, width), "mlp.down_proj": (width, 64)}
-    tensors = {f"{layer}{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    tensors |= {f"{layer}{name}.weight": ones for name in ("input_layernorm", "post_attention_layernorm")}
-    tensors |= {f"{layer}self_attn.{name}_norm.weight": np.ones(64, np.float32) for name in "qk"}
-    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": head, "model.norm.weight": ones}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def store() -> Store:
-    return Store(":memory:")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[str]:
-    """The address of a running server with three reciters: `tour` (thinks), `lines` (long), `small` (tiny context)."""
-    from shoal.engine.open import open_model
-
-    folder = tmp_path_factory.mktemp("page")
-    texts = {"tour": (TOUR, THOUGHTS), "lines": (LINES,), "small": (LINES,)}
-    about = {"en": "Recites a text about latent attention.", "ja": "潜在注意についての文章を暗唱します。"}
-    examples = {"en": ["Show me around"], "ja": ["案内してください"]}
-    cards = [
-        ModelCard(name, str(build_reciter(folder / name, *text)), description=about, examples=examples, context=8192,
-                  thinking="native" if name == "tour" else "none", size_bytes=1_500_000, parameters=400_000)
-        for name, text in texts.items()
-    ]  # fmt: skip
-
-    def opener(spec: str, progress: Callable[[int, int], None]) -> Any:
-        return open_model(
-            spec, progress=progress, cache_bytes=1 << 26, context=120 if spec.endswith("small") else None
-        )
-
-    table = ModelTable(cards, opener)
-    socket, ready = bind("127.0.0.1", 0), threading.Event()
-    running = Server(create_app(ServerSettings(), table, store), on_ready=ready.set)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})
-    thread.start()
-    assert ready.wait(60)
-    yield url_of(socket)
-    running.should_exit = True
-    thread.join(30)
-    assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI must have a Chromium: install Debian's `chromium`")
-        pytest.skip("no Chromium was found on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def open_page(server: str, browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page in a profile of its own. At the end: no script error, no CSP report, no foreign address asked."""
-    contexts: list[Any] = []
-    troubles: list[str] = []
-
-    def new(path: str = "/", *, model: str = "tour", **options: Any) -> Any:
-        context = browser.new_context(
-            **({"locale": "en-US", "viewport": {"width": 1200, "height": 800}} | options)
-        )
-        contexts.append(context)
-        context.add_init_script(f"localStorage.setItem('model', localStorage.getItem('model') ?? '{model}')")
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on(
-            "console",
-            lambda line: (
-                troubles.append(line.text)
-                if line.type in ("error", "warning") and "net::ERR_FAILED" not in line.text
-                else None
-            ),
-        )  # what a test itself cuts off
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("dialog", lambda dialog: troubles.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: request.url.startswith((server, "data:", "blob:"))
-                or troubles.append(f"asked {request.url}"))  # fmt: skip
-        page.goto(server + path)
-        page.wait_for_selector(".picker")
-        return page
-
-    yield new
-    hacked = [context.pages[0].evaluate("window.hacked") for context in contexts]
-    for context in contexts:
-        context.close()
-    assert troubles == []
-    assert hacked == [None] * len(hacked)
-
-
-def ask(page: Any, text: str, *, wait: bool = True) -> None:
-    page.fill("#question", text)
-    page.press("#question", "Enter")
-    page.wait_for_selector(f".bubble:has-text({json.dumps(text.splitlines()[0][:40], ensure_ascii=False)})")
-    if wait:
-        finished(page)
-
-
-def finished(page: Any) -> None:
-    page.wait_for_selector(".turn.last .answer[aria-busy=false]")
-
-
-def answer_text(page: Any) -> str:
-    return page.locator(".turn.last .answer > .markdown").inner_text()
-
-
-def asked(server: str, page: Any) -> list[dict[str, Any]]:
-    """The messages of the open chat as the server has them."""
-    chat = page.evaluate("location.hash.slice(1)")
-    return page.request.get(f"{server}/api/chats/{chat}").json()["messages"]
-
-
-def test_a_question_is_answered_in_a_stream(open_page: Any, server: str) -> None:
+def test_a_question_is_answered_in_a_stream(open_page: Any, page_server: str) -> None:
     page = open_page(model="lines")
     page.click(".empty li button")
     page.wait_for_selector("text=Line 3 of a long answer.")
@@ -268,8 +34,8 @@ def test_a_question_is_answered_in_a_stream(open_page: Any, server: str) -> None
     assert page.locator(".turn.last .markdown > p").count() == 200
 
 
-def test_stop_keeps_the_text_and_the_next_question_works(open_page: Any, server: str) -> None:
-    page = open_page(model="lines")
+def test_stop_keeps_the_text_and_the_next_question_works(open_page: Any, page_server: str) -> None:
+    page = open_page(model="endless")
     ask(page, "stop at once", wait=False)
     page.click(".round.stop")  # perhaps before the first token
     finished(page)
@@ -279,11 +45,13 @@ def test_stop_keeps_the_text_and_the_next_question_works(open_page: Any, server:
     page.keyboard.press("Escape")
     finished(page)
     assert "Stopped" in page.locator(".turn.last .ending").inner_text()
-    assert [m["status"] for m in asked(server, page) if m["role"] == "assistant"] == ["stopped", "stopped"]
+    assert [m["status"] for m in asked(page_server, page) if m["role"] == "assistant"] == [
+        "stopped",
+        "stopped",
+    ]
     page.reload()
     finished(page)
     assert answer_text(page).startswith("Line 0 of a long answer.")
-    assert len(answer_text(page)) < len(LINES)
 
 
 def test_reload_in_mid_answer_loses_nothing(open_page: Any) -> None:
@@ -295,7 +63,7 @@ def test_reload_in_mid_answer_loses_nothing(open_page: Any) -> None:
     assert page.locator(".turn.last .markdown > p").all_inner_texts() == LINES.split("\n\n")
 
 
-def test_regenerate_and_edit_make_a_tree(open_page: Any, server: str) -> None:
+def test_regenerate_and_edit_make_a_tree(open_page: Any, page_server: str) -> None:
     page = open_page()
     ask(page, "first wording")
     page.click(".turn.last [aria-label='Answer again']")
@@ -314,7 +82,7 @@ def test_regenerate_and_edit_make_a_tree(open_page: Any, server: str) -> None:
     page.wait_for_selector(".answer .versions:has-text('2/2')")
     page.click(".answer [aria-label='Previous version']")
     page.wait_for_selector(".answer .versions:has-text('1/2')")
-    messages = asked(server, page)
+    messages = asked(page_server, page)
     questions = [m for m in messages if m["role"] == "user"]
     assert [m["parent_id"] for m in questions] == [None, None]
     answers = [m["parent_id"] for m in messages if m["role"] == "assistant"]
@@ -325,7 +93,7 @@ def test_regenerate_and_edit_make_a_tree(open_page: Any, server: str) -> None:
     page.press(".edit textarea", "Escape")
 
 
-def test_enter_that_confirms_a_conversion_does_not_send(open_page: Any, server: str) -> None:
+def test_enter_that_confirms_a_conversion_does_not_send(open_page: Any, page_server: str) -> None:
     page = open_page(locale="ja-JP")
     page.fill("#question", "東京の人口")
     press = """(options) => document.querySelector("#question").dispatchEvent(new KeyboardEvent("keydown",
@@ -343,7 +111,7 @@ def test_enter_that_confirms_a_conversion_does_not_send(open_page: Any, server: 
     assert page.input_value("#question") == "東京の人口\n"
     page.press("#question", "Enter")
     finished(page)
-    assert [m["content"].strip() for m in asked(server, page) if m["role"] == "user"] == ["東京の人口"]
+    assert [m["content"].strip() for m in asked(page_server, page) if m["role"] == "user"] == ["東京の人口"]
     assert page.locator(".bubble").get_attribute("lang") == "ja"
 
 
@@ -366,7 +134,7 @@ def test_a_phone_needs_no_sideways_scroll(open_page: Any, width: int) -> None:
     assert page.evaluate(small) == []
 
 
-def test_text_is_text_everywhere(open_page: Any, server: str) -> None:
+def test_text_is_text_everywhere(open_page: Any, page_server: str) -> None:
     page = open_page()
     page.click(".chip[aria-pressed]")  # DeepThink
     ask(page, HOSTILE)
@@ -397,13 +165,17 @@ def test_text_is_text_everywhere(open_page: Any, server: str) -> None:
 
 
 def test_thoughts_open_while_thinking_and_fold_when_the_answer_begins(open_page: Any) -> None:
-    page = open_page()
+    page = open_page(model="ponder")
     page.click(".chip[aria-pressed]")
     seen = """() => { window.views = []; new MutationObserver(() => { const node = document.querySelector(".thoughts");
         if (node && window.views.at(-1) !== node.className) window.views.push(node.className); })
         .observe(document.body, {subtree: true, childList: true, attributes: true}); }"""
     page.evaluate(seen)
-    ask(page, "think first")
+    ask(page, "think first", wait=False)
+    page.wait_for_selector(".thoughts.peek:has-text('Then I weigh word 7.')")
+    page.click("button:has-text('Answer now')")
+    finished(page)
+    assert answer_text(page) == "At last: 42."
     assert page.evaluate("window.views") == ["thoughts peek", "thoughts folded"]
     assert re.search(r"Thought for .*\d+ tokens", page.locator(".thoughts > button").inner_text())
     page.set_viewport_size({"width": 1200, "height": 500})
@@ -418,9 +190,9 @@ def test_thoughts_open_while_thinking_and_fold_when_the_answer_begins(open_page:
     page.reload()
     finished(page)
     assert page.locator(".thoughts").get_attribute("class") == "thoughts full"
-    page.click(".picker > .chip")
+    page.click("[aria-label^='Model:']")
     page.click("[role=menuitemradio]:has-text('lines')")
-    page.wait_for_selector(".chip[aria-pressed]", state="detached")  # a model without thinking has no switch
+    page.wait_for_selector(".split", state="detached")  # a model without thinking has no switch
 
 
 def test_a_reader_who_scrolled_up_is_left_in_peace(open_page: Any) -> None:
@@ -440,10 +212,15 @@ def test_a_reader_who_scrolled_up_is_left_in_peace(open_page: Any) -> None:
         "(node => node.scrollHeight - node.clientHeight - node.scrollTop)(document.querySelector('.scroll'))"
     )
     assert page.evaluate(distance) <= 1
-    ask(page, "the next question", wait=False)
-    box = page.locator(".turn.last .bubble").bounding_box()
-    page.wait_for_timeout(150)
-    assert 48 <= box["y"] <= 200  # the question moves near the top, and the answer has room below
+    # The question moves near the top and the answer has room below: seen frame by frame, before the answer fills it.
+    watch = """() => { window.tops = []; const look = () => {
+        const bubbles = [...document.querySelectorAll(".turn.last .bubble")];
+        const node = bubbles.find((each) => each.textContent.includes("the next question"));
+        if (node) window.tops.push(node.getBoundingClientRect().top);
+        requestAnimationFrame(look); }; look(); }"""
+    page.evaluate(watch)
+    ask(page, "the next question")
+    assert any(48 <= top <= 200 for top in page.evaluate("window.tops"))
 
 
 def test_history_finds_two_japanese_characters(open_page: Any) -> None:
@@ -470,7 +247,7 @@ def test_history_finds_two_japanese_characters(open_page: Any) -> None:
     page.wait_for_selector(".chats li.open:has-text('ほかの話')")
 
 
-def test_what_went_wrong_stands_in_the_thread(open_page: Any, server: str) -> None:
+def test_what_went_wrong_stands_in_the_thread(open_page: Any, page_server: str) -> None:
     page = open_page(model="small")
     ask(page, "a question that is much too long for so small a context " * 4)
     notice = page.locator(".turn.last .notice.error")
@@ -490,9 +267,9 @@ def test_what_went_wrong_stands_in_the_thread(open_page: Any, server: str) -> No
     page.unroute("**/messages")
 
 
-def test_every_ending_is_told(open_page: Any, store: Store) -> None:
+def test_every_ending_is_told(open_page: Any, page_store: Store) -> None:
     """What a fast reciter cannot show: endings in mid-thought, and a server whose words are hostile."""
-    chat = store.create_chat("local", title="endings", model="tour")["id"]
+    chat = page_store.create_chat("local", title="endings", model="tour")["id"]
     parent = None
     endings: list[dict[str, Any]] = [
         {"status": "length", "reasoning": "Let me think.", "thinking_seconds": 1.2},
@@ -502,14 +279,14 @@ def test_every_ending_is_told(open_page: Any, store: Store) -> None:
          "thinking_seconds": 12.34},
     ]  # fmt: skip
     for number, fields in enumerate(endings):
-        question = store.add_message(
+        question = page_store.add_message(
             "local", chat, parent_id=parent, role="user", content=f"question {number}"
         )
         assert question
-        answer = store.add_message(
+        answer = page_store.add_message(
             "local", chat, parent_id=question["id"], role="assistant", status="queued", model="tour"
         )
-        assert answer and store.update_message("local", answer["id"], **fields)
+        assert answer and page_store.update_message("local", answer["id"], **fields)
         parent = answer["id"]
     page = open_page(f"/#{chat}")
     page.wait_for_selector(".bubble:has-text('question 3')")
@@ -520,10 +297,11 @@ def test_every_ending_is_told(open_page: Any, store: Store) -> None:
     assert answers.nth(1).locator(".thoughts.folded").count() == 1
     assert "<img src=x" in answers.nth(2).locator(".notice.error").inner_text()
     assert "Thought for 12 s · 410 tokens" in answers.nth(3).inner_text()
-    assert answers.nth(3).locator("> .markdown").inner_text() == "x = a costs $5 & $10"
+    answers.nth(3).locator("> .markdown .katex").wait_for()
+    assert "costs $5 & $10" in answers.nth(3).locator("> .markdown").inner_text()
 
 
-def test_drafts_feedback_and_a_better_answer_are_kept(open_page: Any, server: str) -> None:
+def test_drafts_feedback_and_a_better_answer_are_kept(open_page: Any, page_server: str) -> None:
     page = open_page()
     ask(page, "feedback")
     page.fill("#question", "half a thought")
@@ -539,15 +317,18 @@ def test_drafts_feedback_and_a_better_answer_are_kept(open_page: Any, server: st
     page.click("dialog .primary")
     page.wait_for_selector(".turn.last [aria-label='Write a better answer'][aria-pressed=true]")
     page.wait_for_timeout(100)
-    answer = asked(server, page)[-1]
+    answer = asked(page_server, page)[-1]
     assert (answer["feedback"], answer["edited"]) == (1, "my own words")
 
 
 def test_three_languages_and_names_for_everything(open_page: Any) -> None:
     page = open_page(locale="zh-CN")
     assert page.locator("#question").get_attribute("placeholder") == "想问什么都可以"
-    page.select_option(".foot select", "ja")
+    page.click(".foot button")
+    page.select_option("dialog .choice select >> nth=0", "ja")
     page.wait_for_selector("html[lang=ja]")
+    page.wait_for_selector("dialog h2:has-text('設定')")
+    page.keyboard.press("Escape")
     page.wait_for_selector("[placeholder='何でも聞いてください']")
     assert page.locator(".empty p").inner_text() == "潜在注意についての文章を暗唱します。"
     page.keyboard.press("Control+/")

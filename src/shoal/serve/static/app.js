@@ -1,28 +1,28 @@
 // @ts-check
 // The page as a whole: header, thread, composer; and what happens when it opens.
-import { html, render, useEffect, useRef, useState } from "./lib.js";
+import { html, Icon, render, useEffect, useRef, useState } from "./lib.js";
 import { call, errorWords } from "./api.js";
-import { openChat, send, stop } from "./chat.js";
+import { send, stop } from "./ask.js";
+import { openChat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { Dialogs } from "./dialogs.js";
-import { listChats } from "./history.js";
-import { language, languageOf, preferredLanguage, setLanguage, t } from "./i18n.js";
+import { listChats, pin, remove } from "./history.js";
+import { languageOf, preferredLanguage, setLanguage, t } from "./i18n.js";
 import { listenToKeys } from "./keys.js";
-import { MessageView } from "./message.js";
+import { Menu } from "./menu.js";
 import { examples, loadModel, readState, words } from "./models.js";
 import { IconButton, Notice } from "./parts.js";
 import { LoadProgress } from "./picker.js";
 import { Follower } from "./scroll.js";
 import { NewChat, Sidebar, focusSearch, show, toggleSidebar } from "./sidebar.js";
-import { changed, isRunning, model, onPaint, runningMessage, state } from "./store.js";
-import { pathTo, siblings } from "./tree.js";
-
-/** @typedef {import("./store.js").Message} Message */
+import { changed, model, onPaint, openDialog, runningMessage, state } from "./store.js";
+import { applyTheme } from "./theme.js";
+import { Thread } from "./thread.js";
 
 /** A new chat: who answers, what it can do, and three questions it really answers. */
 function Empty() {
   const chosen = model();
-  const about = chosen ? words(chosen.description) : state.moreModelsHint;
+  const about = state.temporary ? t("temporary.about") : chosen ? words(chosen.description) : state.moreModelsHint;
   const ask = (/** @type {string} */ question) =>
     html`<li><button type="button" onClick=${() => send(question)}>${question}</button></li>`;
   return html`<div class="empty">
@@ -68,47 +68,29 @@ function Failure() {
   return html`<${Notice} error words=${failed.message} hint=${failed.hint} action=${t("action.retry")} onAction=${failed.retry} />`;
 }
 
-/**
- * Questions with their answers, so that the last pair can hold the room for what is to come.
- * @param {Message[]} path
- */
-function turnsOf(path) {
-  /** @type {Message[][]} */
-  const turns = [];
-  for (const message of path) {
-    if (message.role === "user" || turns.length === 0) turns.push([message]);
-    else turns[turns.length - 1].push(message);
-  }
-  return turns;
+/** What can be done with the open chat. */
+function ChatMenu() {
+  const chat = state.chat;
+  if (!chat) return null;
+  const row = state.chats.find(({ id }) => id === chat.id);
+  const items = [
+    row && { icon: row.pinned ? "pin-off" : "pin", name: t(row.pinned ? "history.unpin" : "history.pin"), run: () => pin(row) },
+    { icon: "sliders-horizontal", name: t("settings.open"), run: () => openDialog("settings") },
+    { icon: "receipt-text", name: t("receipt.chat"), run: () => openDialog("chatReceipt") },
+    { icon: "download", name: t("export.open"), run: () => openDialog("export") },
+    row && { icon: "trash-2", name: t("action.delete"), danger: true, run: () => remove(row, show) },
+  ];
+  return html`<${Menu} kind="quiet" place="below" label=${t("action.more")} button=${html`<${Icon} name="ellipsis" />`} items=${items} />`;
 }
 
-/** @param {{onToggle: () => void}} props */
-function Thread({ onToggle }) {
-  const chat = state.chat;
-  if (!chat || chat.messages.size === 0) return html`<${Empty} /><${Failure} />`;
-  const busy = Boolean(runningMessage());
-  const second = Math.floor(Date.now() / 1_000);
-  const turns = turnsOf(pathTo(chat.messages, chat.leaf));
-  const view = (/** @type {Message} */ message) => {
-    const versions = siblings(chat.messages, message);
-    return html`<${MessageView}
-      key=${message.id}
-      message=${message}
-      revision=${message.revision}
-      versions=${versions}
-      count=${versions.length}
-      busy=${busy}
-      editing=${state.editing === message.id}
-      tick=${isRunning(message) ? second : 0}
-      language=${language}
-      onToggle=${onToggle}
-    />`;
+/** Whether the chat that begins now leaves nothing behind. */
+function TemporarySwitch() {
+  if (state.chat) return state.chat.temporary && html`<span class="temporary"><${Icon} name="ghost" />${t("temporary.name")}</span>`;
+  const toggle = () => {
+    state.temporary = !state.temporary;
+    changed();
   };
-  return turns.map((turn, index) => {
-    const last = index === turns.length - 1;
-    const kind = last ? (state.room ? "turn last room" : "turn last") : "turn";
-    return html`<section key=${index} class=${kind}>${turn.map(view)}${last && html`<${Failure} />`}</section>`;
-  });
+  return html`<${IconButton} icon="ghost" name=${t("temporary.name")} pressed=${state.temporary} onClick=${toggle} />`;
 }
 
 function Header() {
@@ -117,6 +99,7 @@ function Header() {
   return html`<header class="head">
     ${!state.sidebar && html`<${IconButton} icon="panel-left" name=${t("action.showSidebar")} keys="Ctrl+B" onClick=${open} />`}
     ${title ? html`<h1 lang=${languageOf(title)}>${title}</h1>` : html`<span class="space"></span>`}
+    <${TemporarySwitch} /><${ChatMenu} />
     ${!state.sidebar && html`<${NewChat} />`}
   </header>`;
 }
@@ -136,7 +119,10 @@ function Main() {
   }, []);
   useEffect(() => follower.current?.toEnd(), [state.toEnd]);
   const toEnd = () => follower.current?.toEnd();
-  const thread = html`<${Thread} onToggle=${() => follower.current?.release()} />`;
+  const failure = html`<${Failure} />`;
+  const thread = state.chat?.messages.size
+    ? html`<${Thread} onToggle=${() => follower.current?.set(false)} failure=${failure} />`
+    : html`<${Empty} />${failure}`;
   return html`<main class="main">
     <${Header} />
     ${!state.online && html`<p class="offline" role="status">${t("error.offline")}</p>`}
@@ -155,7 +141,8 @@ function Toast() {
   const { toast } = state;
   if (!toast) return null;
   return html`<div class="toast" role="status">
-    <span>${toast.text}</span><button type="button" class="button" onClick=${toast.run}>${toast.action}</button>
+    <span>${toast.text}</span>
+    ${toast.action && html`<button type="button" class="button" onClick=${toast.run}>${toast.action}</button>`}
   </div>`;
 }
 
@@ -181,16 +168,14 @@ async function start() {
   loadModel();
 }
 
+applyTheme();
 await setLanguage(preferredLanguage());
 onPaint(draw);
 listenToKeys({
   new: () => show(null),
   search: focusSearch,
   sidebar: () => toggleSidebar(),
-  help: () => {
-    state.dialog = { kind: "keys" };
-    changed();
-  },
+  help: () => openDialog("keys"),
   escape: () => {
     if (runningMessage()) stop();
     else if (state.sidebar && matchMedia("(max-width: 767px)").matches) toggleSidebar(false);

@@ -1,6 +1,6 @@
 // @ts-check
 // Tokens to preact nodes. Text is text everywhere: raw HTML in an answer is shown, never run (innerHTML: lib.js only).
-import { html, loadHighlighter, memo, useLayoutEffect, useMemo, useRef } from "./lib.js";
+import { html, loadHighlighter, loadMaths, memo, useLayoutEffect, useMemo, useRef } from "./lib.js";
 import { languageOf, t } from "./i18n.js";
 import { BlockReader } from "./markdown.js";
 import { CopyButton } from "./parts.js";
@@ -72,7 +72,7 @@ function inline(tokens) {
       case "image":
         return link(token.href, [t("answer.image", { name: decoded(token.text) || token.href })], "");
       case "formula":
-        return html`<span class=${token.display ? "formula display" : "formula"}>${token.text}</span>`;
+        return html`<${Formula} text=${token.text} display=${token.display} />`;
       case "text":
         return token.tokens ? inline(token.tokens) : decoded(token.text);
       case "escape":
@@ -81,6 +81,46 @@ function inline(tokens) {
         return token.raw; // html among them
     }
   });
+}
+
+/** @type {Set<Promise<void>>} what is still being coloured or set */
+const working = new Set();
+/** When all code is coloured and all formulas are set. */
+export const settled = () => Promise.all(working);
+
+/**
+ * Show a text at once, and its better form as soon as the library for it is loaded.
+ * @param {string} text @param {boolean} wanted @param {() => Promise<(node: HTMLElement) => void>} load
+ * @param {any[]} uses what else the better form depends on
+ */
+function useBetter(text, wanted, load, uses) {
+  const node = useRef(/** @type {HTMLElement | null} */ (null));
+  useLayoutEffect(() => {
+    const element = /** @type {HTMLElement} */ (node.current);
+    let stale = false;
+    element.textContent = text;
+    if (wanted) {
+      const work = load().then((improve) => {
+        if (!stale) improve(element);
+      });
+      const done = work.catch(() => {}).then(() => void working.delete(done)); // without the library the text stands
+      working.add(done);
+    }
+    return () => {
+      stale = true;
+    };
+  }, [text, wanted, ...uses]);
+  return node;
+}
+
+/** A formula; what KaTeX cannot read stays as its source. @param {{text: string, display?: boolean}} props */
+function Formula({ text, display = false }) {
+  const load = async () => {
+    const set = await loadMaths();
+    return (/** @type {HTMLElement} */ node) => set(node, text, display);
+  };
+  const node = useBetter(text, true, load, [display]);
+  return html`<span class=${display ? "formula display" : "formula"} ref=${node}></span>`;
 }
 
 /** @param {{token: Token}} props */
@@ -112,17 +152,11 @@ function TableBlock({ token }) {
  * @param {{code: string, language: string, open: boolean}} props
  */
 function CodeBlock({ code, language, open }) {
-  const node = useRef(/** @type {HTMLElement | null} */ (null));
-  useLayoutEffect(() => {
-    const element = /** @type {HTMLElement} */ (node.current);
-    element.textContent = code;
-    if (open || code.length > COLOUR_AT_MOST) return undefined;
-    let stale = false;
-    loadHighlighter().then(({ colour }) => !stale && colour(element, code, language));
-    return () => {
-      stale = true;
-    };
-  }, [code, language, open]);
+  const load = async () => {
+    const { colour } = await loadHighlighter();
+    return (/** @type {HTMLElement} */ element) => colour(element, code, language);
+  };
+  const node = useBetter(code, !open && code.length <= COLOUR_AT_MOST, load, [language]);
   return html`<figure class="code">
     <figcaption>
       <span>${language || t("answer.code")}</span><${CopyButton} text=${() => code} name=${t("action.copyCode")} label />
@@ -151,7 +185,7 @@ function Block({ token, open = false }) {
     case "hr":
       return html`<hr />`;
     case "formula":
-      return html`<p class="formula display">${token.text}</p>`;
+      return html`<${Formula} text=${token.text} display />`;
     case "space":
     case "def":
       return null;

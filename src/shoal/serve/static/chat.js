@@ -1,5 +1,5 @@
 // @ts-check
-// What people do in a conversation. The server writes the answer; the page only follows its events.
+// The open chat: read it, and follow what the server writes in it. The server owns the answers.
 import { ApiError, call, follow } from "./api.js";
 import { t } from "./i18n.js";
 import { listChats } from "./history.js";
@@ -10,15 +10,8 @@ import { leafBelow } from "./tree.js";
 /** @typedef {import("./store.js").Message} Message */
 
 let unfollow = () => {};
-/** The text that stands in the composer; app.js sets it. @type {(text: string) => void} */
-let restoreDraft = () => {};
-/** @param {(text: string) => void} restore */
-export function onRestoreDraft(restore) {
-  restoreDraft = restore;
-}
-
 /** @param {Message} message as the server sends it @returns {Message} */
-function adopt(message) {
+export function adopt(message) {
   const known = state.chat?.messages.get(message.id);
   const merged = Object.assign(known ?? {}, { reasoning: "" }, message, { revision: (known?.revision ?? 0) + 1 });
   merged.content ??= "";
@@ -27,10 +20,19 @@ function adopt(message) {
   return merged;
 }
 
+/** A temporary chat that is left is gone. @param {string | null} next */
+function leave(next) {
+  const chat = state.chat;
+  if (!chat?.temporary || chat.id === next) return;
+  state.temporary = false;
+  call("DELETE", `api/chats/${chat.id}`).catch(() => {}); // else the server forgets it by itself
+}
+
 /** @param {string | null} id null: a new chat */
 export async function openChat(id) {
   unfollow();
-  Object.assign(state, { chat: null, failure: null, editing: null });
+  leave(id);
+  Object.assign(state, { chat: null, failure: null, editing: null, beside: null });
   state.live.clear();
   history.replaceState(null, "", id ? `#${id}` : location.pathname);
   changed();
@@ -41,6 +43,7 @@ export async function openChat(id) {
     /** @type {Map<string, Message>} */
     const known = new Map();
     state.chat = { ...chat, messages: known, leaf: null, lastEvent };
+    state.temporary = chat.temporary;
     for (const message of messages) adopt(message);
     if (chat.model && state.models.some((model) => model.id === chat.model)) state.modelId = chat.model;
     const kept = sessionStorage.getItem(`leaf:${id}`);
@@ -128,64 +131,15 @@ function say(phase, live) {
 }
 
 /** @param {unknown} error @param {() => void} retry */
-function fail(error, retry) {
+export function fail(error, retry) {
   const known = error instanceof ApiError ? error : new ApiError(String(error), "", -1);
   const message = known.status === 0 ? t("error.unreachable") : known.message;
   state.failure = { message, hint: known.status === 0 ? "" : known.hint, retry };
   changed();
 }
 
-function effort() {
-  const chosen = state.models.find(({ id }) => id === state.modelId);
-  return state.thinking && chosen && chosen.thinking !== "none" ? "high" : "off";
-}
-
-/**
- * Send a question as the child of `parentId` (an edited question has its original's parent: a sibling).
- * @param {string} content @param {string | null} [parentId]
- */
-export async function send(content, parentId = state.chat?.leaf ?? null) {
-  if (!content.trim() || runningMessage()) return;
-  Object.assign(state, { failure: null, editing: null });
-  const before = state.chat?.leaf ?? null;
-  let chat = state.chat;
-  try {
-    chat ??= await createChat(content);
-    const sending = { id: "sending", parent_id: parentId, role: "user", content, reasoning: "", status: "done" };
-    chat.messages.set("sending", /** @type {any} */ (sending));
-    chat.leaf = "sending";
-    state.room = true;
-    state.toEnd += 1;
-    changed();
-    const body = { parent_id: parentId, content, model: state.modelId, thinking: effort() };
-    const { user, assistant } = await call("POST", `api/chats/${chat.id}/messages`, body);
-    chat.messages.delete("sending");
-    if (state.chat !== chat) return; // the reader went on to another chat; the server answers all the same
-    begin([user, assistant]);
-  } catch (error) {
-    if (chat) chat.leaf = before;
-    chat?.messages.delete("sending");
-    if (state.chat !== chat) return;
-    restoreDraft(content);
-    fail(error, () => {
-      restoreDraft("");
-      send(content, parentId);
-    });
-  }
-}
-
-/** @param {string} question its first line is the title @returns {Promise<import("./store.js").Chat>} */
-async function createChat(question) {
-  const title = question.trim().split("\n")[0].slice(0, 80);
-  const made = await call("POST", "api/chats", { title, model: state.modelId });
-  const chat = { ...made, title: made.title || title, messages: new Map(), leaf: null, lastEvent: 0 };
-  state.chat = chat;
-  history.replaceState(null, "", `#${chat.id}`);
-  return chat;
-}
-
-/** @param {Message[]} messages the last of them is the answer that now runs */
-function begin(messages) {
+/** @param {Message[]} messages the last of them is an answer that now runs */
+export function begin(messages) {
   const chat = /** @type {import("./store.js").Chat} */ (state.chat);
   for (const message of messages) adopt(message);
   chat.leaf = messages[messages.length - 1].id;
@@ -194,41 +148,5 @@ function begin(messages) {
   sessionStorage.removeItem(`leaf:${chat.id}`);
   followRunning();
   listChats();
-  changed();
-}
-
-/** Another answer to the same question, beside the first. @param {Message} message */
-export async function regenerate(message) {
-  const chat = state.chat;
-  if (!chat || runningMessage()) return;
-  state.failure = null;
-  try {
-    const body = { model: state.modelId, thinking: effort() };
-    const { assistant } = await call("POST", `api/chats/${chat.id}/messages/${message.id}/regenerate`, body);
-    if (state.chat === chat) begin([assistant]);
-  } catch (error) {
-    fail(error, () => regenerate(message));
-  }
-}
-
-/** Stop what runs; what was written stays. */
-export async function stop() {
-  const message = runningMessage();
-  if (!message || !state.chat) return;
-  const live = state.live.get(message.id);
-  if (live) live.stopping = true;
-  changed();
-  try {
-    await call("POST", `api/chats/${state.chat.id}/messages/${message.id}/stop`);
-  } catch (error) {
-    fail(error, stop);
-  }
-}
-
-/** Show the path through another version of a message. @param {Message} version */
-export function choose(version) {
-  if (!state.chat) return;
-  state.chat.leaf = leafBelow(state.chat.messages, version.id);
-  sessionStorage.setItem(`leaf:${state.chat.id}`, state.chat.leaf ?? "");
   changed();
 }

@@ -1,16 +1,18 @@
 // @ts-check
-// Where people write: text with a draft per chat, the model, the thinking switch, send and stop.
-import { html, Icon, useEffect, useLayoutEffect, useRef, useState } from "./lib.js";
-import { onRestoreDraft, send, stop } from "./chat.js";
-import { percent, t } from "./i18n.js";
+// Where people write: text and files with a draft per chat, the choices below, send and stop.
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./lib.js";
+import { onRestoreDraft, send, stop } from "./ask.js";
+import { FileChips, LONG_PASTE, addFiles, addPaste, attach, attached } from "./files.js";
+import { AddMenu, ContextRing, SettingsChip, contextUse, pick, useDrop } from "./extras.js";
+import { t } from "./i18n.js";
 import { isComposing, sends } from "./keys.js";
 import { IconButton } from "./parts.js";
-import { ModelPicker } from "./picker.js";
-import { changed, model, runningMessage, state } from "./store.js";
+import { Beside, EffortPicker, ModelPicker } from "./picker.js";
+import { PromptList, promptsFor } from "./prompts.js";
+import { changed, draftKey, openDialog, runningMessage, showToast, state } from "./store.js";
 import { pathTo } from "./tree.js";
 
 const LINES = 8;
-const draftKey = () => `draft:${state.chat?.id ?? "new"}`;
 
 /** Let a textarea grow with its text. @param {HTMLTextAreaElement | null} node @param {number} lines at most */
 export function grow(node, lines) {
@@ -20,49 +22,50 @@ export function grow(node, lines) {
   node.style.height = `${Math.min(node.scrollHeight, Math.ceil(line * lines) + 4)}px`;
 }
 
-/** How full the model's context is, as a ring and in words. @param {{used: number, total: number}} props */
-function ContextRing({ used, total }) {
-  const share = Math.min(1, used / total);
-  const words = t("context.used", { used, total, percent: percent(share) });
-  const level = share >= 0.9 ? "full" : share >= 0.75 ? "high" : "";
-  return html`<span class=${`ring ${level}`} role="img" aria-label=${words} title=${words}>
-    <svg viewBox="0 0 20 20" aria-hidden="true">
-      <circle cx="10" cy="10" r="8" />
-      <circle class="used" cx="10" cy="10" r="8" pathLength="100" stroke-dasharray=${`${share * 100} 100`} />
-    </svg>
-    ${share >= 0.75 && html`<span>${percent(share)}</span>`}</span>`;
-}
-
-function contextUse() {
-  const path = pathTo(state.chat?.messages ?? new Map(), state.chat?.leaf ?? null);
-  const usage = path.findLast((message) => message.usage)?.usage;
-  const total = model()?.context ?? 0;
-  return usage && total ? { used: (usage.prompt_tokens ?? 0) + (usage.completion_tokens ?? 0), total } : null;
-}
-
 export function Composer() {
   const node = useRef(/** @type {HTMLTextAreaElement | null} */ (null));
   const key = draftKey();
   const [draft, setDraft] = useState({ key, text: localStorage.getItem(key) ?? "" });
+  const [at, setAt] = useState(0); // in the list of prompts
   const text = draft.key === key ? draft.text : (localStorage.getItem(key) ?? "");
+  const files = attached(key);
   const running = runningMessage();
-  const thinks = (model()?.thinking ?? "none") !== "none";
   const context = contextUse();
+  const prompts = promptsFor(text);
+  const over = useDrop((dropped) => addFiles(draftKey(), dropped));
 
   /** @param {string} next */
   const write = (next) => {
     const now = draftKey();
-    if (next) localStorage.setItem(now, next);
+    if (next && !state.temporary) localStorage.setItem(now, next);
     else localStorage.removeItem(now);
     setDraft({ key: now, text: next });
+    setAt(0);
   };
   const submit = () => {
-    if (running || !text.trim()) return;
-    const question = text;
+    if (running || !(text.trim() || files.length)) return;
     write("");
-    send(question);
+    attach(key, []);
+    send(text, undefined, files);
   };
-  useEffect(() => onRestoreDraft(write), []);
+  /** @param {import("./store.js").Entry} [prompt] its first {{blank}} is selected, to be written over */
+  const insert = (prompt) => {
+    if (!prompt) return openDialog("library", { entry: "prompt" });
+    write(prompt.text);
+    requestAnimationFrame(() => {
+      const blank = /\{\{.*?\}\}/.exec(prompt.text);
+      node.current?.focus();
+      node.current?.setSelectionRange(blank?.index ?? prompt.text.length, blank ? blank.index + blank[0].length : prompt.text.length);
+    });
+  };
+  useEffect(
+    () =>
+      onRestoreDraft((words, hung) => {
+        write(words);
+        attach(draftKey(), hung);
+      }),
+    [],
+  );
   useLayoutEffect(() => grow(node.current, LINES), [text, key]);
   useEffect(() => {
     const elsewhere = document.activeElement?.matches("input, textarea, dialog *"); // a reader who writes is not moved
@@ -71,10 +74,18 @@ export function Composer() {
 
   /** @param {KeyboardEvent} event */
   const onKeyDown = (event) => {
-    if (sends(event)) {
+    if (isComposing(event)) return;
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (prompts && (step || event.key === "Tab" || event.key === "Enter" || event.key === "Escape")) {
+      event.preventDefault();
+      event.stopPropagation();
+      if (step) setAt((at + step + prompts.length + 1) % (prompts.length + 1));
+      else if (event.key === "Escape") write("");
+      else insert(prompts[at]);
+    } else if (sends(event)) {
       event.preventDefault();
       submit();
-    } else if (event.key === "ArrowUp" && !text && !isComposing(event)) {
+    } else if (event.key === "ArrowUp" && !text) {
       const path = pathTo(state.chat?.messages ?? new Map(), state.chat?.leaf ?? null);
       const last = path.findLast(({ role }) => role === "user");
       if (!last || running) return;
@@ -83,10 +94,22 @@ export function Composer() {
       changed();
     }
   };
-  const toggleThinking = () => {
-    state.thinking = !state.thinking;
-    localStorage.setItem("thinking", state.thinking ? "high" : "off");
-    changed();
+  /** @param {ClipboardEvent} event */
+  const onPaste = (event) => {
+    const pasted = event.clipboardData;
+    const words = pasted?.getData("text/plain") ?? "";
+    if (pasted?.files.length && !words) {
+      event.preventDefault();
+      addFiles(key, pasted.files);
+    } else if (words.length >= LONG_PASTE) {
+      event.preventDefault();
+      addPaste(key, words);
+      showToast(t("files.pasted"), t("files.pasteAsText"), () => {
+        state.toast = null;
+        attach(key, attached(key).slice(0, -1));
+        write(text + words);
+      });
+    }
   };
   /** @param {any} event */
   const onInput = (event) => write(event.target.value);
@@ -95,33 +118,32 @@ export function Composer() {
     event.preventDefault();
     submit();
   };
-  const think = html`<button
-    type="button"
-    class="chip"
-    aria-pressed=${state.thinking}
-    title=${t("composer.thinkHint")}
-    onClick=${toggleThinking}
-  >
-    <${Icon} name="brain" /><span>${t("composer.think")}</span>
-  </button>`;
+  const empty = !(text.trim() || files.length);
   const round = running
     ? html`<${IconButton} kind="round stop" icon="square" name=${t("action.stop")} keys="Esc" onClick=${stop} />`
-    : html`<${IconButton} kind="round" type="submit" icon="arrow-up" name=${t("action.send")} disabled=${!text.trim()} />`;
-  return html`<form class="composer" onSubmit=${onSubmit}>
+    : html`<${IconButton} kind="round" type="submit" icon="arrow-up" name=${t("action.send")} disabled=${empty} />`;
+  const placeholder = t(state.temporary ? "composer.temporary" : "composer.placeholder");
+  return html`<form class=${over ? "composer over" : "composer"} onSubmit=${onSubmit}>
+    ${prompts && html`<${PromptList} prompts=${prompts} at=${at} onChoose=${insert} />`}
+    <${FileChips} files=${files} onRemove=${(/** @type {number} */ index) => attach(key, files.toSpliced(index, 1))} />
     <textarea
       ref=${node}
       id="question"
       rows="1"
       value=${text}
-      placeholder=${t("composer.placeholder")}
-      aria-label=${t("composer.placeholder")}
+      placeholder=${over ? t("files.drop") : placeholder}
+      aria-label=${placeholder}
+      aria-controls=${prompts ? "prompts" : undefined}
+      aria-activedescendant=${prompts ? `prompt-${at}` : undefined}
       enterkeyhint="enter"
       autocomplete="off"
       onInput=${onInput}
       onKeyDown=${onKeyDown}
+      onPaste=${onPaste}
     ></textarea>
     <div class="tools">
-      <${ModelPicker} />${thinks && think}<span class="space"></span>
+      <${AddMenu} onPick=${(/** @type {boolean} */ folder) => pick(folder, (chosen) => addFiles(key, chosen))} />
+      <${ModelPicker} /><${Beside} /><${EffortPicker} /><${SettingsChip} /><span class="space"></span>
       ${context && html`<${ContextRing} ...${context} />`} ${round}
     </div>
   </form>`;

@@ -1,5 +1,5 @@
 // @ts-check
-// The list of chats: read, search, rename, delete with a way back.
+// The list of chats: read, search, rename, pin, delete with a way back.
 import { call } from "./api.js";
 import { t } from "./i18n.js";
 import { changed, showToast, state } from "./store.js";
@@ -24,7 +24,7 @@ export async function listChats(more = false) {
   try {
     const { chats } = await call("GET", `api/chats?${wanted}`);
     if (turn !== latest) return; // a later search has been asked
-    state.moreChats = chats.length === PAGE;
+    state.moreChats = chats.filter((/** @type {ChatRow} */ chat) => state.query || !chat.pinned).length === PAGE;
     state.chats = more ? state.chats.concat(chats) : chats;
     const open = state.chats.find(({ id }) => id === state.chat?.id);
     if (open && state.chat) state.chat.title = open.title;
@@ -53,6 +53,16 @@ export async function rename(chat, title) {
     chat.title = before;
     showToast(t("error.unreachable"), t("action.retry"), () => rename(chat, title));
   }
+}
+
+/** @param {ChatRow} chat kept at the top of the list, or no longer */
+export async function pin(chat) {
+  try {
+    await call("PATCH", `api/chats/${chat.id}`, { pinned: !chat.pinned });
+  } catch {
+    showToast(t("error.unreachable"), t("action.retry"), () => pin(chat));
+  }
+  return listChats();
 }
 
 /** @param {ChatRow} chat @param {(id: string | null) => void} open what to show afterwards */

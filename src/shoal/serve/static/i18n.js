@@ -36,7 +36,7 @@ export async function setLanguage(next) {
 export function t(key, values = {}) {
   const count = values.count;
   const full = typeof count === "number" ? `${key}.${new Intl.PluralRules(language).select(count)}` : key;
-  return (words[full] ?? key).replace(/\{(\w+)\}/g, (_, name) => {
+  return (words[full] ?? key).replace(/(?<!\{)\{(\w+)\}/g, (_, name) => {
     const value = values[name];
     return typeof value === "number" ? number(value) : String(value ?? "");
   });
@@ -74,6 +74,11 @@ export function money(value, currency = "USD") {
   };
   const shown = new Intl.NumberFormat(language, form);
   return value > 0 && value < 1e-7 ? `< ${shown.format(1e-7)}` : shown.format(value);
+}
+
+/** @param {number} time seconds since 1970 */
+export function dateTime(time) {
+  return new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" }).format(new Date(time * 1_000));
 }
 
 /** @param {number} value 0 to 1 */

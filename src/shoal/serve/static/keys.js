@@ -20,13 +20,18 @@ export function isComposing(event) {
  */
 export function sends(event) {
   if (event.key !== "Enter" || event.shiftKey || event.altKey || isComposing(event)) return false;
-  return event.ctrlKey || event.metaKey || !matchMedia("(hover: none) and (pointer: coarse)").matches;
+  if (event.ctrlKey || event.metaKey) return true;
+  return !byControl() && !matchMedia("(hover: none) and (pointer: coarse)").matches;
 }
 
+/** Whether the reader chose Ctrl+Enter, so that Enter alone breaks the line. */
+const byControl = () => localStorage.getItem("sendKey") === "ctrl";
+
 /** What can be pressed, and the key of its words. */
-export const SHORTCUTS = [
-  ["Enter", "keys.send"],
-  ["Shift+Enter", "keys.break"],
+export const shortcuts = () => [
+  [byControl() ? "Ctrl+Enter" : "Enter", "keys.send"],
+  [byControl() ? "Enter" : "Shift+Enter", "keys.break"],
+  ["/", "keys.prompts"],
   ["Esc", "keys.stop"],
   ["↑", "keys.editLast"],
   ["Ctrl+Shift+O", "keys.new"],

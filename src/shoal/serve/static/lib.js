@@ -35,6 +35,33 @@ export function memo(view, ignored = []) {
   };
 }
 
+/** A file of the page's own or borrowed ones. @param {string} path */
+const here = (path) => new URL(path, import.meta.url).href;
+
+/**
+ * Load KaTeX and its style sheet; formulas are built as nodes, never as HTML.
+ * @returns {Promise<(node: HTMLElement, formula: string, display: boolean) => void>} throws for what is no formula
+ */
+export function loadMaths() {
+  maths ??= (async () => {
+    const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet" });
+    sheet.href = here("./vendor/katex-0.19.1/katex.min.css");
+    document.head.append(sheet);
+    // @ts-ignore a classic script: it sets globalThis.katex
+    await import("./vendor/katex-0.19.1/katex.min.js");
+    const limits = { trust: false, strict: "ignore", maxExpand: 100, maxSize: 20 };
+    return (node, formula, displayMode) => {
+      const made = document.createElement("span");
+      // @ts-ignore
+      globalThis.katex.render(formula, made, { displayMode, throwOnError: true, ...limits });
+      node.replaceChildren(made);
+    };
+  })();
+  return maths;
+}
+/** @type {ReturnType<typeof loadMaths> | undefined} */
+let maths;
+
 /**
  * Load the two libraries that colour code; the only string that ever becomes HTML passes through here.
  * @returns {Promise<{colour: (node: HTMLElement, code: string, language: string) => void}>}

@@ -3,13 +3,14 @@
 import { html, memo, useLayoutEffect, useRef, useState } from "./lib.js";
 import { errorWords } from "./api.js";
 import { Blocks } from "./blocks.js";
-import { choose, regenerate, send } from "./chat.js";
+import { choose, goOn, judge, regenerate, send } from "./ask.js";
 import { grow } from "./composer.js";
-import { giveFeedback } from "./feedback.js";
+import { FileChips } from "./files.js";
 import { languageOf, money, number, seconds, t } from "./i18n.js";
 import { isComposing, sends } from "./keys.js";
 import { CopyButton, IconButton, Notice } from "./parts.js";
-import { changed, isRunning, state } from "./store.js";
+import { Speak } from "./speak.js";
+import { changed, isRunning, openDialog, state } from "./store.js";
 import { Reasoning, Waiting, modelName } from "./waiting.js";
 
 /** @typedef {import("./store.js").Message} Message */
@@ -42,7 +43,8 @@ function EditQuestion({ message }) {
     changed();
     document.getElementById("question")?.focus();
   };
-  const submit = () => send(text, message.parent_id);
+  const files = message.files ?? [];
+  const submit = () => send(text, message.parent_id, files);
   /** @param {KeyboardEvent} event */
   const onKeyDown = (event) => {
     if (sends(event)) submit();
@@ -54,10 +56,11 @@ function EditQuestion({ message }) {
   /** @param {any} event */
   const onInput = (event) => setText(event.target.value);
   return html`<div class="edit">
+    <${FileChips} files=${files} />
     <textarea ref=${node} rows="1" value=${text} aria-label=${t("action.edit")} onKeyDown=${onKeyDown} onInput=${onInput}></textarea>
     <div class="buttons">
       <button type="button" class="button" onClick=${cancel}>${t("action.cancel")}</button>
-      <button type="button" class="button primary" disabled=${!text.trim()} onClick=${submit}>${t("action.send")}</button>
+      <button type="button" class="button primary" disabled=${!text.trim() && !files.length} onClick=${submit}>${t("action.send")}</button>
     </div>
   </div>`;
 }
@@ -70,7 +73,8 @@ function Question({ message, versions, busy, editing }) {
     changed();
   };
   return html`<div class="question">
-    <div class="bubble" lang=${languageOf(message.content)}>${message.content}</div>
+    <${FileChips} files=${message.files ?? []} />
+    ${message.content && html`<div class="bubble" lang=${languageOf(message.content)}>${message.content}</div>`}
     <div class="actions">
       <${Versions} message=${message} versions=${versions} busy=${busy} />
       <${CopyButton} text=${() => message.content} name=${t("action.copy")} />
@@ -106,12 +110,15 @@ function Ending({ message, busy }) {
     const told = words || t("error.unknown");
     return html`<${Notice} error words=${told} hint=${hint} action=${t("action.retry")} onAction=${again} disabled=${busy} />`;
   }
+  const more = () => goOn(message);
   if (message.status === "length") {
     const told = t(message.content ? "answer.outOfRoom" : "answer.outOfRoomThinking");
-    const goOn = () => send(t("answer.goOn"), message.id);
-    return html`<${Notice} words=${told} action=${t("action.goOn")} onAction=${goOn} disabled=${busy} />`;
+    return html`<${Notice} words=${told} action=${t("action.goOn")} onAction=${more} disabled=${busy} />`;
   }
-  if (message.status === "stopped") return html`<p class="ending">${t("answer.stopped")}</p>`;
+  if (message.status === "stopped") {
+    return html`<p class="ending">${t("answer.stopped")}
+      <button type="button" class="link" disabled=${busy} onClick=${more}>${t("action.goOn")}</button></p>`;
+  }
   if (message.status === "done" && !message.content.trim()) return html`<p class="ending">${t("answer.empty")}</p>`;
   return null;
 }
@@ -119,19 +126,16 @@ function Ending({ message, busy }) {
 /** What can be done with an answer, and its numbers. @param {{message: Message, versions: Message[], busy: boolean}} props */
 function Actions({ message, versions, busy }) {
   const numbers = numbersOf(message).join(" · ");
-  /** @param {"receipt" | "improve"} kind */
-  const show = (kind) => () => {
-    state.dialog = { kind, message };
-    changed();
-  };
-  /** @param {1 | -1} value */
-  const thumb = (value) => () => giveFeedback(message, message.feedback === value ? 0 : value);
+  const show = (/** @type {string} */ kind) => () => openDialog(kind, { message });
+  const thumb = (/** @type {1 | -1} */ value) => () => judge(message, value);
   const again = () => regenerate(message);
   const [good, bad, better] = [t("action.good"), t("action.bad"), t("action.improve")];
-  const judge = html`
+  const judging = html`
     <${IconButton} icon="thumbs-up" name=${good} pressed=${message.feedback === 1} onClick=${thumb(1)} />
     <${IconButton} icon="thumbs-down" name=${bad} pressed=${message.feedback === -1} onClick=${thumb(-1)} />
     <${IconButton} icon="file-pen-line" name=${better} pressed=${Boolean(message.edited)} onClick=${show("improve")} />
+    <${IconButton} icon="scan-text" name=${t("tokens.open")} onClick=${show("tokens")} />
+    <${Speak} message=${message} />
   `;
   return html`<footer class="actions">
     <${Versions} message=${message} versions=${versions} busy=${busy} />
@@ -140,7 +144,7 @@ function Actions({ message, versions, busy }) {
       message.status !== "error" &&
       html`<${IconButton} icon="refresh-cw" name=${t("action.regenerate")} disabled=${busy} onClick=${again} />`
     }
-    ${message.content && judge}
+    ${message.content && judging}
     ${
       numbers &&
       html`<button type="button" class="numbers" title=${t("receipt.open")} onClick=${show("receipt")}>${numbers}</button>`
@@ -148,8 +152,8 @@ function Actions({ message, versions, busy }) {
   </footer>`;
 }
 
-/** @param {{message: Message, versions: Message[], busy: boolean, onToggle: () => void}} props */
-function Answer({ message, versions, busy, onToggle }) {
+/** @param {{message: Message, versions: Message[], busy: boolean, paired: boolean, onToggle: () => void}} props */
+function Answer({ message, versions, busy, paired, onToggle }) {
   const live = state.live.get(message.id);
   const running = isRunning(message);
   return html`<article class="answer" aria-label=${t("answer.of", { name: modelName(message) })} aria-busy=${running}>
@@ -157,13 +161,21 @@ function Answer({ message, versions, busy, onToggle }) {
     ${message.content && html`<${Blocks} text=${message.content} finished=${!running} />`}
     <${Waiting} message=${message} live=${live} />
     <${Ending} message=${message} busy=${busy} />
-    ${!running && html`<${Actions} message=${message} versions=${versions} busy=${busy} />`}
+    ${!running && html`<${Actions} message=${message} versions=${paired ? [] : versions} busy=${busy || paired} />`}
   </article>`;
+}
+
+/** A message far from what is in view: its text only, so that the browser's own search finds it. @param {Message} message */
+function far({ role, content }) {
+  if (role === "user") return html`<div class="question"><div class="bubble">${content}</div></div>`;
+  return html`<article class="answer"><div class="markdown far">${content}</div></article>`;
 }
 
 /** Drawn again only when one of the scalar props changes: `revision`, `tick` and `count` stand for the objects. */
 export const MessageView = memo(
-  (/** @type {any} */ props) =>
-    props.message.role === "user" ? html`<${Question} ...${props} />` : html`<${Answer} ...${props} />`,
+  (/** @type {any} */ props) => {
+    if (!props.near) return far(props.message);
+    return props.message.role === "user" ? html`<${Question} ...${props} />` : html`<${Answer} ...${props} />`;
+  },
   ["versions", "onToggle"],
 );

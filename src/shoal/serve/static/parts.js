@@ -4,11 +4,11 @@ import { html, Icon, useState } from "./lib.js";
 import { t } from "./i18n.js";
 
 /**
- * A button that shows only an icon; its name is for the tooltip and the screen reader.
+ * A button that shows only an icon, unless `label`; its name is for the tooltip and the screen reader.
  * @param {{icon: string, name: string, keys?: string, kind?: string, type?: string, onClick?: () => void,
- *   pressed?: boolean, disabled?: boolean}} props
+ *   pressed?: boolean, disabled?: boolean, label?: boolean}} props
  */
-export function IconButton({ icon, name, keys, kind = "quiet", type = "button", onClick, pressed, disabled }) {
+export function IconButton({ icon, name, keys, kind = "quiet", type = "button", onClick, pressed, disabled, label }) {
   const title = keys ? `${name} (${keys})` : name;
   return html`<button
     type=${type}
@@ -19,7 +19,7 @@ export function IconButton({ icon, name, keys, kind = "quiet", type = "button", 
     disabled=${disabled}
     onClick=${onClick}
   >
-    <${Icon} name=${icon} />
+    <${Icon} name=${icon} />${label && html`<span>${name}</span>`}
   </button>`;
 }
 

@@ -1,11 +1,12 @@
 // @ts-check
-// The choice of a model, with its size and how far it is loaded.
-import { html, Icon, useEffect, useRef, useState } from "./lib.js";
+// The choices on the composer's lower edge: the model, with its size and how far it is loaded; how hard it thinks.
+import { html, Icon } from "./lib.js";
 import { bytes, compact, t } from "./i18n.js";
 import { errorWords } from "./api.js";
+import { Menu } from "./menu.js";
 import { chooseModel, loadModel, words } from "./models.js";
 import { Notice, Progress } from "./parts.js";
-import { model, state } from "./store.js";
+import { EFFORTS, changed, model, state } from "./store.js";
 
 /** @typedef {import("./store.js").Model} Model */
 
@@ -39,67 +40,66 @@ export function LoadProgress() {
   return html`<${Progress} words=${words} done=${done} total=${total} />`;
 }
 
+/** A model in a menu: name, what it is, its numbers or why it does not work. @param {Model} each */
+export function ModelFacts(each) {
+  const facts = each.error ? t("model.loadFailed", { name: each.name }) : sizes(each);
+  return html`<b>${each.name}</b>${each.loaded && html`<i>${t("model.loaded")}</i>`}
+    <span>${words(each.description)}</span><span class="numbers" title=${each.error ?? ""}>${facts}</span>`;
+}
+
 export function ModelPicker() {
-  const [open, setOpen] = useState(false);
-  const box = useRef(/** @type {HTMLElement | null} */ (null));
   const chosen = model();
-  useEffect(() => {
-    if (!open) return undefined;
-    /** @param {Event} event */
-    const away = (event) => {
-      if (!box.current?.contains(/** @type {Node} */ (event.target))) setOpen(false);
-    };
-    /** @type {HTMLElement | null | undefined} */ (box.current?.querySelector('[aria-checked="true"]'))?.focus();
-    addEventListener("pointerdown", away);
-    addEventListener("focusin", away);
-    return () => {
-      removeEventListener("pointerdown", away);
-      removeEventListener("focusin", away);
-    };
-  }, [open]);
-  /** @param {KeyboardEvent} event */
-  const onKeyDown = (event) => {
-    if (!open) return;
-    const items = /** @type {HTMLElement[]} */ ([...(box.current?.querySelectorAll('[role="menuitemradio"]') ?? [])]);
-    const at = items.indexOf(/** @type {HTMLElement} */ (document.activeElement));
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (step) items[(at + step + items.length) % items.length]?.focus();
-    else if (event.key === "Escape") close();
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-  };
-  const close = () => {
-    setOpen(false);
-    /** @type {HTMLElement | null | undefined} */ (box.current?.querySelector(".chip"))?.focus();
-  };
   if (!chosen) return html`<span class="chip">${t("model.none")}</span>`;
-  const choose = (/** @type {string} */ id) => () => {
-    chooseModel(id);
-    close();
+  const items = state.models.map((each) => ({
+    key: each.id,
+    checked: each.id === chosen.id,
+    view: ModelFacts(each),
+    run: () => chooseModel(each.id),
+  }));
+  const button = html`<span class="name">${chosen.name}</span><${Icon} name="chevron-down" />`;
+  const foot = state.moreModelsHint && html`<p>${state.moreModelsHint}</p>`;
+  return html`<${Menu} label=${t("model.choose", { name: chosen.name })} button=${button} items=${items} foot=${foot} />`;
+}
+
+/** The second model, that answers beside the first, and a way to send it away. */
+export function Beside() {
+  const other = state.models.find(({ id }) => id === state.beside);
+  if (!other) return null;
+  const end = () => {
+    state.beside = null;
+    changed();
   };
-  const items = state.models.map((each) => {
-    const checked = each.id === chosen.id;
-    const facts = each.error ? t("model.loadFailed", { name: each.name }) : sizes(each);
-    return html`<button type="button" key=${each.id} role="menuitemradio" aria-checked=${checked} onClick=${choose(each.id)}>
-      <span class="tick">${checked && html`<${Icon} name="check" />`}</span>
-      <span class="about">
-        <b>${each.name}</b>${each.loaded && html`<i>${t("model.loaded")}</i>`}
-        <span>${words(each.description)}</span><span class="numbers" title=${each.error ?? ""}>${facts}</span>
-      </span>
-    </button>`;
-  });
-  const label = t("model.choose", { name: chosen.name });
-  const toggle = () => setOpen(!open);
-  return html`<div class="picker" ref=${box} onKeyDown=${onKeyDown}>
-    <button type="button" class="chip" aria-haspopup="menu" aria-expanded=${open} aria-label=${label} onClick=${toggle}>
-      <span class="name">${chosen.name}</span><${Icon} name="chevron-down" />
+  return html`<button type="button" class="chip beside" aria-label=${t("beside.end", { name: other.name })} onClick=${end}>
+    <${Icon} name="columns-2" /><span class="name">${other.name}</span><${Icon} name="x" />
+  </button>`;
+}
+
+/** @param {import("./store.js").Effort} effort */
+function setEffort(effort) {
+  state.effort = effort;
+  localStorage.setItem("effort", effort);
+  if (effort !== "off") localStorage.setItem("effortLast", effort);
+  changed();
+}
+
+/** On and off by one press; how much, by the menu beside it. */
+export function EffortPicker() {
+  if ((model()?.thinking ?? "none") === "none") return null;
+  const on = state.effort !== "off";
+  const last = /** @type {import("./store.js").Effort} */ (localStorage.getItem("effortLast") ?? "high");
+  const toggle = () => setEffort(on ? "off" : EFFORTS.includes(last) ? last : "high");
+  const items = EFFORTS.map((effort) => ({
+    key: effort,
+    name: t(`effort.${effort}`),
+    about: t(`effort.${effort}About`),
+    checked: effort === state.effort,
+    run: () => setEffort(effort),
+  }));
+  const label = on ? t("composer.thinkHard", { effort: t(`effort.${state.effort}`) }) : t("composer.think");
+  return html`<span class=${on ? "split on" : "split"}>
+    <button type="button" class="chip" aria-pressed=${on} title=${t("composer.thinkHint")} onClick=${toggle}>
+      <${Icon} name="brain" /><span>${label}</span>
     </button>
-    ${
-      open &&
-      html`<div class="menu" role="menu" aria-label=${t("model.title")}>
-      ${items}${state.moreModelsHint && html`<p>${state.moreModelsHint}</p>`}
-    </div>`
-    }
-  </div>`;
+    <${Menu} kind="chip narrow" label=${t("effort.choose")} button=${html`<${Icon} name="chevron-down" />`} items=${items} />
+  </span>`;
 }

@@ -1,12 +1,12 @@
 // @ts-check
-// The history: groups by day, search, rename, delete; language and help at the foot.
+// The history: groups by day, search, rename, pin, delete; the page's settings at the foot.
 import { html, Icon, memo, useLayoutEffect, useRef, useState } from "./lib.js";
 import { openChat } from "./chat.js";
-import { listChats, remove, rename, search } from "./history.js";
-import { LANGUAGES, dayGroup, language, languageOf, setLanguage, t } from "./i18n.js";
+import { listChats, pin, remove, rename, search } from "./history.js";
+import { dayGroup, language, languageOf, t } from "./i18n.js";
 import { isComposing } from "./keys.js";
 import { IconButton } from "./parts.js";
-import { changed, state } from "./store.js";
+import { changed, openDialog, state } from "./store.js";
 
 /** @typedef {import("./store.js").ChatRow} ChatRow */
 
@@ -84,12 +84,14 @@ const Row = memo(({ chat, query, open }) => {
   };
   const edit = () => setRenaming(true);
   const current = open ? "page" : undefined;
+  const pinning = chat.pinned ? "history.unpinNamed" : "history.pinNamed";
   const snippet = query && chat.snippet && html`<small><${Marked} text=${chat.snippet} query=${query} /></small>`;
   return html`<li class=${open ? "open" : ""}>
     <a href=${`#${chat.id}`} aria-current=${current} title=${title} lang=${languageOf(title)} onClick=${onClick} onDblClick=${edit}>
       <span><${Marked} text=${title} query=${query} /></span>${snippet}
     </a>
     <span class="row-actions">
+      <${IconButton} icon=${chat.pinned ? "pin-off" : "pin"} name=${t(pinning, { title })} onClick=${() => pin(chat)} />
       <${IconButton} icon="pencil" name=${t("history.renameNamed", { title })} onClick=${edit} />
       <${IconButton} icon="trash-2" name=${t("history.deleteNamed", { title })} onClick=${() => remove(chat, show)} />
     </span>
@@ -101,7 +103,7 @@ function Groups() {
   /** @type {Map<string, ChatRow[]>} */
   const groups = new Map();
   for (const chat of state.chats) {
-    const name = dayGroup(new Date(chat.updated_at * 1_000), now);
+    const name = chat.pinned && !state.query ? t("history.pinned") : dayGroup(new Date(chat.updated_at * 1_000), now);
     groups.set(name, [...(groups.get(name) ?? []), chat]);
   }
   if (groups.size === 0) return html`<p class="none">${t(state.query ? "history.notFound" : "history.empty")}</p>`;
@@ -120,13 +122,6 @@ function Groups() {
   );
 }
 
-/** @param {any} event */
-async function chooseLanguage(event) {
-  localStorage.setItem("language", event.target.value);
-  await setLanguage(event.target.value);
-  changed();
-}
-
 export function Sidebar() {
   const timer = useRef(0);
   /** @param {any} event */
@@ -135,14 +130,7 @@ export function Sidebar() {
     const query = event.target.value;
     timer.current = setTimeout(() => search(query), 120);
   };
-  const help = () => {
-    state.dialog = { kind: "keys" };
-    changed();
-  };
   const hide = () => toggleSidebar(false);
-  const options = Object.entries(LANGUAGES).map(
-    ([code, name]) => html`<option value=${code} lang=${code} selected=${code === language}>${name}</option>`,
-  );
   const older = html`<button type="button" class="button" onClick=${() => listChats(true)}>${t("history.older")}</button>`;
   const words = t("history.search");
   return html`<nav class="sidebar" aria-label=${t("history.title")} inert=${!state.sidebar}>
@@ -157,12 +145,9 @@ export function Sidebar() {
     </label>
     <div class="chats"><${Groups} />${state.moreChats && older}</div>
     <div class="foot">
-      <label>
-        <${Icon} name="languages" />
-        <select aria-label=${t("language.choose")} value=${language} onChange=${chooseLanguage}>${options}</select>
-      </label>
+      <${IconButton} icon="settings" name=${t("options.title")} label onClick=${() => openDialog("options")} />
       <span class="space"></span>
-      <${IconButton} icon="keyboard" name=${t("keys.title")} keys="Ctrl+/" onClick=${help} />
+      <${IconButton} icon="keyboard" name=${t("keys.title")} keys="Ctrl+/" onClick=${() => openDialog("keys")} />
     </div>
   </nav>`;
 }

@@ -6,17 +6,25 @@
  * @typedef {{id: string, parent_id: string | null, role: "user" | "assistant", content: string, reasoning: string,
  *   status: Status, error?: any, model?: string, created_at: number, thinking_seconds?: number,
  *   reasoning_tokens?: number, usage?: any, timings?: any, cost?: any, feedback?: -1 | 0 | 1, edited?: string,
- *   revision?: number}} Message
- * @typedef {{id: string, title: string, updated_at: number, created_at: number, snippet?: string}} ChatRow
+ *   note?: string, preference?: -1 | 0 | 1, params?: any, files?: TextFile[] | null, revision?: number}} Message
+ * @typedef {{name: string, text: string, cut?: boolean}} TextFile
+ * @typedef {{system?: string, persona?: string, [parameter: string]: any}} ChatSettings
+ * @typedef {{id: string, title: string, updated_at: number, created_at: number, pinned: boolean, snippet?: string,
+ *   model?: string}} ChatRow
  * @typedef {{id: string, title: string, model: string, messages: Map<string, Message>, leaf: string | null,
- *   lastEvent: number}} Chat
+ *   lastEvent: number, pinned: boolean, temporary: boolean, settings: ChatSettings, created_at: number}} Chat
+ * @typedef {{id: string, kind: "prompt" | "persona", name: string, text: string}} Entry
+ * @typedef {"off" | "low" | "high" | "max"} Effort
  * @typedef {{id: string, name: string, description: any, size_bytes: number, parameters: number,
  *   parameters_active: number, context: number, thinking: "none" | "native" | "adapter", loaded: boolean,
  *   error?: string | null, examples: Record<string, string[]>, languages: string[]}} Model
  * @typedef {{state: "queued" | "loading" | "prompt" | "thinking" | "writing", since: number, position?: number,
  *   bytes_done?: number, bytes_total?: number, processed?: number, total?: number, cached?: number, seconds?: number,
- *   thinkingSince?: number, stopping?: boolean}} Live what a running answer is doing
+ *   thinkingSince?: number, stopping?: boolean, hurried?: boolean}} Live what a running answer is doing
  */
+
+/** @type {Effort[]} how long a model may think before it answers */
+export const EFFORTS = ["off", "low", "high", "max"];
 
 export const state = {
   ready: false,
@@ -44,9 +52,18 @@ export const state = {
   online: true,
   /** @type {{text: string, action: string, run: () => void} | null} */
   toast: null,
-  thinking: localStorage.getItem("thinking") === "high",
+  effort: /** @type {Effort} */ (EFFORTS.find((each) => each === localStorage.getItem("effort")) ?? "off"),
+  /** @type {string | null} the model that answers beside the chosen one */
+  beside: null,
+  temporary: false, // whether the next new chat leaves nothing behind
+  /** @type {ChatSettings} those of a new chat that nobody has written to */
+  settings: {},
+  /** @type {Map<string, TextFile[]>} what hangs on a draft, by the draft's key */
+  attached: new Map(),
+  /** @type {Entry[]} prompts and personas */
+  library: [],
   sidebar: matchMedia("(min-width: 768px)").matches && localStorage.getItem("sidebar") !== "closed",
-  /** @type {{kind: "keys"} | {kind: "receipt" | "improve", message: Message} | null} */
+  /** @type {{kind: string, [argument: string]: any} | null} one of dialogs.js, and what it is about */
   dialog: null,
   /** @type {string | null} id of the question being edited in place */
   editing: null,
@@ -101,11 +118,25 @@ export function runningMessage() {
   return [...(state.chat?.messages.values() ?? [])].findLast(isRunning);
 }
 
+/** Open a dialog. @param {string} kind @param {object} [about] */
+export function openDialog(kind, about = {}) {
+  state.dialog = { kind, ...about };
+  changed();
+}
+
+/** Under which a text that is not sent yet is kept. */
+export const draftKey = () => `draft:${state.chat?.id ?? "new"}`;
+
+/** The settings in force: the open chat's, or those of the one that is about to begin. */
+export function settings() {
+  return state.chat?.settings ?? state.settings;
+}
+
 /**
- * A short message at the bottom with one way back.
- * @param {string} text @param {string} action @param {() => void} run
+ * A short message at the bottom with one way back, if there is one.
+ * @param {string} text @param {string} [action] @param {() => void} [run]
  */
-export function showToast(text, action, run) {
+export function showToast(text, action = "", run = () => {}) {
   const toast = { text, action, run };
   state.toast = toast;
   setTimeout(() => {

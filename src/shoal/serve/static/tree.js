@@ -4,14 +4,16 @@
 /** @typedef {import("./store.js").Message} Message */
 /** @typedef {Map<string, Message>} Messages in the order they were made */
 
-/** @param {Messages} messages @param {string | null} parentId @returns {Message[]} */
-export function children(messages, parentId) {
-  return [...messages.values()].filter((message) => (message.parent_id ?? null) === (parentId ?? null));
-}
-
-/** The versions of a message, itself included. @param {Messages} messages @param {Message} message */
-export function siblings(messages, message) {
-  return children(messages, message.parent_id);
+/** All versions of all messages, by their parent. @param {Messages} messages @returns {Map<string | null, Message[]>} */
+export function byParent(messages) {
+  const found = new Map();
+  for (const message of messages.values()) {
+    const parent = message.parent_id ?? null;
+    const versions = found.get(parent);
+    if (versions) versions.push(message);
+    else found.set(parent, [message]);
+  }
+  return found;
 }
 
 /**
@@ -36,8 +38,8 @@ export function pathTo(messages, leaf) {
   const seen = new Set();
   for (let message = messages.get(leaf ?? ""); message && !seen.has(message.id);) {
     seen.add(message.id);
-    path.unshift(message);
+    path.push(message);
     message = messages.get(message.parent_id ?? "");
   }
-  return path;
+  return path.reverse();
 }

@@ -1,6 +1,7 @@
 // @ts-check
 // What an answer is doing before and while it is written, always with numbers; and the thoughts before it.
 import { html, Icon, useState } from "./lib.js";
+import { answerNow } from "./ask.js";
 import { Blocks } from "./blocks.js";
 import { bytes, number, percent, seconds, t } from "./i18n.js";
 import { Progress } from "./parts.js";
@@ -47,6 +48,15 @@ export function modelName(message) {
   return state.models.find(({ id }) => id === message.model)?.name ?? message.model ?? "";
 }
 
+/** A button for readers who have waited enough. @param {{message: Message, live: Live | undefined}} props */
+function AnswerNow({ message, live }) {
+  const words = t(live?.hurried ? "think.hurried" : "think.answerNow");
+  const click = () => answerNow(message);
+  return html`<button type="button" class="quiet hurry" disabled=${live?.hurried} title=${t("think.answerNowHint")} onClick=${click}>
+    <${Icon} name="skip-forward" /><span>${words}</span>
+  </button>`;
+}
+
 /**
  * The thoughts: the last lines while they are written, folded away when the answer begins, unless the reader chose.
  * @param {{message: Message, live: Live | undefined, onToggle: () => void}} props
@@ -76,6 +86,7 @@ export function Reasoning({ message, live, onToggle }) {
   return html`<section class=${`thoughts ${view}`}>
     <button type="button" class=${thinking ? "shimmer" : ""} aria-expanded=${view === "full"} onClick=${toggle}>
       <${Icon} name="brain" /><span>${parts.join(" · ")}</span><${Icon} name="chevron-down" /></button>
+    ${thinking && html`<${AnswerNow} message=${message} live=${live} />`}
     ${
       view !== "folded" &&
       html`<div class="inside"><div><${Blocks} text=${message.reasoning} finished=${!thinking} /></div></div>`
