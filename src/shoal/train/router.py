@@ -29,13 +29,12 @@ class RouterBalance:
     @torch.no_grad()
     def update(self, counts: Mapping[int, Tensor], rate: float) -> float:
         """Move every bias by `rate`; returns the step's MaxVio: largest load / mean load - 1, the worst layer's."""
-        worst = 0.0
+        violations = [torch.zeros(())]
         for layer, bias in self.biases.items():
             load_E = counts[layer].float()
-            if not (mean := float(load_E.mean())):
-                continue
-            worst = max(worst, float(load_E.max()) / mean - 1)
+            mean = load_E.mean()
+            violations.append((load_E.max() / mean.clamp(min=1e-9) - 1).clamp(min=0))  # 0 where nothing was routed
             if rate:
                 direction_E = torch.sign(mean - load_E)
                 bias.add_(direction_E - direction_E.mean(), alpha=rate)
-        return worst
+        return float(torch.stack([v.to(violations[-1].device) for v in violations]).max())
