@@ -53,7 +53,7 @@ class Batch:
             key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in vars(self).items()
         }
-        return Batch(**moved)
+        return type(self)(**moved)
 
 
 class Rows(Protocol):

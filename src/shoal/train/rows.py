@@ -58,6 +58,12 @@ def run_tokenizer(recipe: Recipe, folder: Path) -> None:
     train_tokenizer(texts(), recipe.tokenizer.vocab_size, recipe.tokenizer.digits).save(folder)
 
 
+def bytes_of_ids(tokenizer: Tokenizer) -> torch.Tensor:
+    """UTF-8 bytes that each token spells; special tokens spell none."""
+    ids = range(tokenizer.vocab_size)
+    return torch.tensor([0 if i in tokenizer.special_ids else len(tokenizer.token_bytes(i)) for i in ids])
+
+
 class PackedRows:
     """The rows of one stage; see `Rows` in loop.py. Every rank draws all rows and keeps each `world.size`-th."""
 
@@ -81,10 +87,7 @@ class PackedRows:
             protocol_for(tokenizer, model_type=recipe.model["model_type"]),
             loss_on=cast(Literal["all", "assistant"], self.recipe.loss_on),
         )
-        ids = range(tokenizer.vocab_size)
-        spelt = [0 if i in tokenizer.special_ids else len(tokenizer.token_bytes(i)) for i in ids]
-        self.bytes_of_id = torch.tensor(spelt)
-        """UTF-8 bytes that each token spells; special tokens spell none."""
+        self.bytes_of_id = bytes_of_ids(tokenizer)
 
     def next_step(self, progress: float) -> list[Batch]:
         """This rank's micro-batches of the step at `progress` (0..1) of the stage."""
