@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_sampling_keeps_the_distribution(build: Build, network: CausalLM) -> Non
 def test_a_request_can_do_without(build: Build) -> None:
     engine, prompt = build("model"), prompts(1)[0]
     params = SamplingParams(temperature=0, max_tokens=20)
-    end = list(engine.submit(Request(prompt, params, speculate=False)))[-1]
+    end = list(engine.submit(Request(prompt, replace(params, speculate=False))))[-1]
     assert end.usage.draft_tokens == 0 and end.timings.draft_gain is None  # type: ignore[union-attr]
     end = list(engine.submit(Request(prompt, params)))[-1]
     assert end.usage.accepted_tokens >= 17 and end.timings.draft_gain is not None  # type: ignore[union-attr]

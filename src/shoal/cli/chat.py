@@ -248,7 +248,11 @@ class _Chat:
         return answer_cost(
             timings.prompt_seconds + timings.decode_seconds,
             answer_flops(
-                self.opened.config, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+                self.opened.config,
+                usage.prompt_tokens,
+                usage.cached_tokens,
+                usage.completion_tokens,
+                usage.computed_tokens,
             ),
             usage.completion_tokens,
             device=self.opened.device,

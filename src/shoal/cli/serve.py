@@ -38,6 +38,13 @@ def command(
     strict: bool = typer.Option(
         False, "--strict", help="Refuse request fields that would otherwise be ignored."
     ),
+    speculate: str = typer.Option(
+        "auto",
+        help="Who drafts tokens: lookup, mtp, a small model of the same tokenizer, auto or off. Answers stay the same.",
+    ),
+    cache_disk: float = typer.Option(
+        0.0, min=0, help="GB of the prompt cache kept in the data folder over restarts; 0: none."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the one line as a JSON object."),
     log_level: str = typer.Option(
         "warning", help="debug, info (one line a request), warning or error; to stderr."
@@ -91,7 +98,7 @@ def command(
     preferred = () if models else ("smollm2", "nano")
     table = ModelTable(
         cards,
-        Opener(),
+        Opener(speculate=speculate, cache_disk_bytes=int(cache_disk * 1e9)),
         default=next((name for name in preferred if name in sound), sound[0]),
         show_paths=settings.local,
     )
@@ -122,9 +129,11 @@ def command(
 
 
 class Opener:
-    """Loads models for the table (in its worker thread). A base and its LoRA adapters share weights and engine."""
+    """Loads models for the table (in its worker thread), with these options of `open_model`. A base and its LoRA
+    adapters share weights and engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
+        self._options = options
         self._bases: dict[Path, Any] = {}
 
     def __call__(self, spec: str, progress: Any) -> Any:
@@ -143,15 +152,15 @@ class Opener:
     def _opened(self, spec: str | Path, path: Path, progress: Any) -> Any:
         base = self._bases.get(path)
         if base is None or base.engine.closed:
-            base = self._bases[path] = open_spec(spec, progress)
+            base = self._bases[path] = open_spec(spec, progress, **self._options)
         return base
 
 
-def open_spec(spec: str | Path, progress: Any) -> Any:
+def open_spec(spec: str | Path, progress: Any, **options: Any) -> Any:
     """Load a model."""
     from shoal.engine.open import open_model
 
-    return open_model(spec, progress=progress)
+    return open_model(spec, progress=progress, **options)
 
 
 def cards_of(specs: list[str]) -> list[ModelCard]:

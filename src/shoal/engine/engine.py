@@ -159,6 +159,7 @@ class Engine:
             waiting=len(self._scheduler.waiting) + len(self._inbox),
             cache_blocks=pool.count,
             cache_blocks_free=pool.free,
+            kv_bytes=(pool.count - pool.free) * self.runner.block_bytes,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
@@ -424,7 +425,10 @@ class Engine:
         left = self.max_num_batched_tokens - len(shares)
         for share in shares:
             active, each = self._active[share.sequence], left // len(shares)
-            if active.request.speculate and (most := min(active.limit - active.answered - 1, each)) > 0:
+            if (
+                active.request.params.speculate
+                and (most := min(active.limit - active.answered - 1, each)) > 0
+            ):
                 rooms.append((share.sequence, most))
         drafts = speculator.propose(rooms, len(shares), self._scheduler.make_room_for_drafts)
         return [replace(share, drafts=drafts.get(share.sequence, ())) for share in shares]

@@ -84,6 +84,8 @@ class SamplingParams:
     """Longest answer in tokens; None or too many: what the context leaves. 0 only reads the prompt."""
     min_tokens: int = 0
     """Before that many tokens nothing but max_tokens ends the answer."""
+    speculate: bool = True
+    """Whether tokens may be drafted for it (where the engine does so); the answer is the same."""
     logprobs: int | None = None
     """Not None: log-probabilities of the chosen token and of that many likeliest ones, from the model's own
     logits (before penalties, bias and temperature)."""
@@ -100,8 +102,6 @@ class Request:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     adapter: str | None = None
     """Which adapter answers (the runner must know it); None is the base model."""
-    speculate: bool = True
-    """Whether tokens may be drafted for it (where the engine does so); the answer is the same."""
     cache_salt: str = ""
     """Part of every cache key: requests with different salts never share cached prompts."""
     logits_hook: LogitsHook | None = None
@@ -211,6 +211,9 @@ class Stats:
     waiting: int
     cache_blocks: int
     cache_blocks_free: int
+    """Idle ones, which hold a prefix that may be asked for again, included."""
+    kv_bytes: int
+    """Of the blocks that are not free."""
     steps: int
     prompt_tokens: int
     """Computed ones, those read again after a preemption included."""

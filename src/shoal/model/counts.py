@@ -107,10 +107,15 @@ def decode_flops(c: ModelConfig, context: float) -> float:
     return 2 * matrices_active(c) + c.num_hidden_layers * 2 * c.num_attention_heads * width * context
 
 
-def answer_flops(c: ModelConfig, prompt_tokens: int, cached_tokens: int, new_tokens: int) -> float:
-    """FLOPs of an answer: what of the prompt was not cached, then the new tokens one by one."""
+def answer_flops(
+    c: ModelConfig, prompt_tokens: int, cached_tokens: int, new_tokens: int, computed_tokens: int = 0
+) -> float:
+    """FLOPs of an answer: what of the prompt was not cached, then the new tokens one by one. `computed_tokens`, where
+    it is known: how many positions were really run, rejected drafts and second readings among them."""
     read = (prompt_tokens - cached_tokens) * decode_flops(c, (cached_tokens + prompt_tokens) / 2)
-    return read + new_tokens * decode_flops(c, prompt_tokens + new_tokens / 2)
+    flops = read + new_tokens * decode_flops(c, prompt_tokens + new_tokens / 2)
+    positions = prompt_tokens - cached_tokens + new_tokens
+    return flops * computed_tokens / positions if computed_tokens and positions else flops
 
 
 def kv_numbers_per_token(c: ModelConfig) -> int:

@@ -16,23 +16,27 @@ if TYPE_CHECKING:
 
 
 def summed(finished: Sequence[Finished], prompts: int) -> Finished:
-    """The answers of one request as one: tokens add up, an answer's share of a common prompt counts once."""
+    """The answers of one request as one: tokens add up, a prompt that several share counts once, and of it was cached
+    what the first of them found."""
     first = finished[0]
     if len(finished) == 1:
         return first
-    share = prompts / len(finished)
+    used = sorted((f.usage for f in finished), key=lambda u: (u.prompt_tokens, u.cached_tokens))
+    firsts = used[:: max(1, len(used) // prompts)]
+    counts = ("completion_tokens", "reasoning_tokens", "computed_tokens", "draft_tokens", "accepted_tokens")
     usage = Usage(
-        prompt_tokens=round(sum(f.usage.prompt_tokens for f in finished) * share),
-        completion_tokens=sum(f.usage.completion_tokens for f in finished),
-        cached_tokens=round(sum(f.usage.cached_tokens for f in finished) * share),
-        reasoning_tokens=sum(f.usage.reasoning_tokens for f in finished),
+        prompt_tokens=sum(u.prompt_tokens for u in firsts),
+        cached_tokens=sum(u.cached_tokens for u in firsts),
+        **{name: sum(getattr(u, name) for u in used) for name in counts},
     )
+    gains = [f.timings.draft_gain for f in finished if f.timings.draft_gain is not None]
     times = replace(
         first.timings,
         prompt_seconds=max(f.timings.prompt_seconds for f in finished),
         decode_seconds=max(f.timings.decode_seconds for f in finished),
         queue_seconds=min(f.timings.queue_seconds for f in finished),
         first_token_seconds=min(f.timings.first_token_seconds for f in finished),
+        draft_gain=sum(gains) / len(gains) if gains else None,
     )
     return replace(first, usage=usage, timings=times)
 

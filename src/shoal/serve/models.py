@@ -183,8 +183,9 @@ class ModelTable:
 
     def totals(self) -> dict[str, float]:
         """Sums over all engines, for /metrics."""
-        names = ("running", "waiting", "prompt_tokens", "completion_tokens", "cache_blocks", "cache_blocks_free",
-                 "preemptions", "restarts")  # fmt: skip
+        names = ("running", "waiting", "prompt_tokens", "cached_tokens", "completion_tokens", "draft_tokens",
+                 "accepted_tokens", "cache_blocks", "cache_blocks_free", "kv_bytes", "preemptions",
+                 "restarts")  # fmt: skip
         engines = {id(slot.opened.engine): slot.opened.engine for slot in self.slots.values() if slot.opened}
         stats = [engine.stats() for engine in engines.values()]
         return {name: sum(getattr(each, name) for each in stats) for name in names}
