@@ -184,11 +184,10 @@ def test_refusals_name_the_place(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("field", [
-    {"response_format": {"type": "json_object"}}, {"tools": [{"type": "function", "function": {"name": "f"}}]},
-    {"suffix": "x"}, {"functions": [{"name": "f"}]}, {"guided_json": {}, "grammar": "root ::= x"},
-    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "prefix": True}]},
+    {"functions": [{"name": "f"}]}, {"function_call": "auto"}, {"grammar": "root ::= x"}, {"guided_grammar": "x"},
+    {"chat_template": "x"}, {"use_beam_search": True}, {"audio": {"voice": "x"}}, {"web_search_options": {"a": 1}},
 ])  # fmt: skip
-def test_what_is_not_there_yet_is_refused_by_name(client: httpx.Client, field: dict[str, Any]) -> None:
+def test_what_is_not_there_is_refused_by_name(client: httpx.Client, field: dict[str, Any]) -> None:
     error = refused(client, **field)
     assert error["code"] == "unsupported_parameter" and any(name in error["param"] for name in field)
 

@@ -8,7 +8,6 @@ stopped, a process can).
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -445,6 +444,3 @@ def reasoning_marks(protocol: ChatProtocol) -> tuple[int | None, int | None]:
         return None, None
     marks = protocol.marks
     return _token(protocol.tokenizer, marks.open_reasoning), _token(protocol.tokenizer, marks.close_reasoning)
-
-
-TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")

@@ -26,6 +26,7 @@ from shoal.engine.types import (
     Queued,
     Request,
     SamplingParams,
+    Timings,
     Usage,
 )
 from shoal.errors import ShoalError
@@ -150,6 +151,29 @@ async def encode_text(opened: Opened, text: str) -> Prompt:
     """A raw prompt. It belongs to the caller as a whole, so control tokens in it count; exactly one BOS begins it."""
     await check_size(opened, (text,), "prompt")
     return Prompt(list(await asyncio.to_thread(opened.tokenizer.encode_prompt, text)))
+
+
+FIM_MARKS = (
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
+)
+"""What stands before the prefix, before the suffix, and before the middle, which the model writes."""
+
+
+async def encode_middle(opened: Opened, prefix: str, suffix: str) -> Prompt:
+    """A prompt to fill the gap between two texts; both are the caller's text, without marks. Raises ApiError 400 for a
+    model without the tokens for it."""
+    tokenizer = opened.tokenizer
+    await check_size(opened, (prefix, suffix), "prompt")
+    for spellings in FIM_MARKS:
+        begin, hole, end = (tokenizer.id_of(spelling) for spelling in spellings)
+        if begin is not None and hole is not None and end is not None:
+            ids = [begin, *tokenizer.encode(prefix), hole, *tokenizer.encode(suffix), end]
+            first = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+            return Prompt(first + ids)
+    raise ApiError(400, "suffix: this model has no tokens for filling in the middle", param="suffix",
+                   code="unsupported_parameter")  # fmt: skip
 
 
 def check_room(opened: Opened, prompt: Prompt, max_tokens: int | None, param: str) -> int:
@@ -302,7 +326,16 @@ def timings_object(finished: Finished) -> dict[str, Any]:
         "predicted_per_second": round(decoded / times.decode_seconds, 3) if times.decode_seconds > 0 else 0.0,
         "queue_ms": round(1000 * times.queue_seconds, 3),
         "first_token_ms": round(1000 * times.first_token_seconds, 3),
+        **_draft_figures(usage, times),
     }
+
+
+def _draft_figures(usage: Usage, times: Timings) -> dict[str, Any]:
+    """llama.cpp's counts of drafts, and how many times as fast the answer came for them; empty where none was made."""
+    if not usage.draft_tokens:
+        return {}
+    counts = {"draft_n": usage.draft_tokens, "draft_n_accepted": usage.accepted_tokens}
+    return counts if times.draft_gain is None else counts | {"draft_gain": round(times.draft_gain, 3)}
 
 
 def cost_object(opened: Opened, finished: Sequence[Finished]) -> dict[str, Any]:
@@ -318,7 +351,12 @@ def cost_object(opened: Opened, finished: Sequence[Finished]) -> dict[str, Any]:
     sharing = max(opened.engine.stats().running + 1, len(finished))
     return answer_cost(
         seconds / sharing,
-        sum(answer_flops(opened.config, u.prompt_tokens, u.cached_tokens, u.completion_tokens) for u in used),
+        sum(
+            answer_flops(
+                opened.config, u.prompt_tokens, u.cached_tokens, u.completion_tokens, u.computed_tokens
+            )
+            for u in used
+        ),
         sum(usage.completion_tokens for usage in used),
         device=opened.device,
         cores=opened.engine.runner.threads,

@@ -20,13 +20,15 @@ from shoal.serve.security import Door
 from shoal.serve.settings import ServerSettings
 from shoal.serve.static_files import StaticFiles
 from shoal.serve.store import Store
+from shoal.serve.token_api import TokenApi
+from shoal.serve.work import Work
 
 
 def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Door:
     """The application. It begins to load the default model when it starts, and closes models and store at its end."""
     metrics = Metrics()
     generations = Generations(store, models, metrics)
-    openai = OpenAIApi(settings, models, metrics)
+    work = Work(settings, models, metrics)
     page = AppApi(settings, models, store, generations)
     static = StaticFiles()
 
@@ -43,7 +45,7 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
         Route("/static/{path:path}", static.file),
         Route("/health", health),
         Route("/metrics", show_metrics),
-        *_openai_routes(openai),
+        *_api_routes(OpenAIApi(work), TokenApi(work)),
         *page.routes(),
     ]
 
@@ -60,13 +62,19 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
     return door
 
 
-def _openai_routes(api: OpenAIApi) -> list[Route]:
-    """Under /v1, and as DeepSeek's base URLs have it: without a prefix and under /beta."""
-    routes = []
+def _api_routes(api: OpenAIApi, tokens: TokenApi) -> list[Route]:
+    """OpenAI's under /v1, and as DeepSeek's base URLs have it: without a prefix and under /beta."""
+    routes = [
+        Route("/tokenize", tokens.tokenize, methods=["POST"]),
+        Route("/detokenize", tokens.detokenize, methods=["POST"]),
+        Route("/apply-template", tokens.apply_template, methods=["POST"]),
+    ]
     for prefix in ("/v1", "", "/beta"):
         routes += [
             Route(f"{prefix}/chat/completions", Endpoint(api.chat_completions), methods=["POST"]),
+            Route(f"{prefix}/chat/completions/input_tokens", tokens.input_tokens, methods=["POST"]),
             Route(f"{prefix}/completions", Endpoint(api.completions), methods=["POST"]),
+            Route(f"{prefix}/embeddings", Endpoint(tokens.embeddings), methods=["POST"]),
             Route(f"{prefix}/models", api.list_models),
             Route(f"{prefix}/models/{{model:path}}", api.retrieve_model),
         ]

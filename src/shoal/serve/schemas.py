@@ -8,9 +8,12 @@ are not carried out are refused by name.
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import from_json
 
 from shoal.data.types import Message
 from shoal.serve.errors import bad_field, not_yet
@@ -21,6 +24,8 @@ MAX_N = 8
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 128
 MAX_LOGPROBS = 20
+MAX_TOOLS = 128
+TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MAX_TOKENS = 2**31 - 1
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -66,13 +71,13 @@ Text = Annotated[str, BeforeValidator(_text)]
 Salt = Annotated[Text, Field(max_length=512)]
 
 # Fields that ask for another answer than the one we would give.
-_UNSUPPORTED = {
-    "functions": "functions are", "function_call": "functions are", "grammar": "grammars are",
-    "guided_json": "guided output is", "guided_regex": "guided output is", "guided_choice": "guided output is",
-    "guided_grammar": "guided output is", "structured_outputs": "guided output is", "json_schema": "guided output is",
-    "audio": "audio is", "web_search_options": "web search is", "chat_template": "a template in a request is",
-    "continue_final_message": "continuing the last message is", "use_beam_search": "beam search is",
-    "mm_processor_kwargs": "images are", "images": "images are", "suffix": "filling in the middle is",
+UNSUPPORTED = {
+    "functions": "functions (the older form of tools) are", "function_call": "functions (the older form of tools) are",
+    "grammar": "a grammar of one's own is", "guided_grammar": "a grammar of one's own is",
+    "json_schema": "json_schema outside response_format is", "audio": "audio is",
+    "web_search_options": "web search is", "chat_template": "a template in a request is",
+    "continue_final_message": "continue_final_message (here: prefix in the last message) is",
+    "use_beam_search": "beam search is", "mm_processor_kwargs": "images are", "images": "images are",
 }  # fmt: skip
 
 
@@ -104,11 +109,16 @@ class Sampling(BaseModel):
     ignore_eos: Flag | None = None
     min_tokens: Whole | None = Field(None, ge=0, le=MAX_TOKENS)
     return_progress: Flag | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    structured_outputs: Any = None
     user: Salt | None = None
     user_id: Salt | None = None
     safety_identifier: Salt | None = None
     prompt_cache_key: Salt | None = None
     cache_salt: Salt | None = None
+    speculate: Flag | None = None
 
     @field_validator("user_id")
     @classmethod
@@ -143,10 +153,43 @@ class Sampling(BaseModel):
     def _fits_together(self) -> Sampling:
         if self.stream_options is not None and not self.stream:
             raise bad_field("stream_options", "stream_options: only allowed together with stream: true")
-        for name, what in _UNSUPPORTED.items():
-            if (self.model_extra or {}).get(name) not in (None, False, [], {}, ""):
+        extra = self.model_extra or {}
+        if extra.get("modalities") not in (None, [], ["text"]):
+            raise not_yet("modalities", "anything but text is")
+        for name, what in UNSUPPORTED.items():
+            if extra.get(name) not in (None, False, [], {}, ""):
                 raise not_yet(name, what)
         return self
+
+    def output(self) -> Output | None:
+        """What the answer must look like, None when it is free. Raises ApiError for what is not understood."""
+        asked = [
+            output_of(kind, value, place)
+            for place, kind, value in self._said_of_output()
+            if value is not None
+        ]
+        if len(asked) > 1:
+            raise bad_field(
+                asked[1].param, f"{asked[1].param}: only one shape of the answer, not {asked[0].param} too"
+            )
+        for name, value in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens)):
+            if asked and value:
+                raise bad_field(name, f"{name}: an answer held to a shape ends where the shape ends")
+        return asked[0] if asked else None
+
+    def _said_of_output(self) -> list[tuple[str, str, Any]]:
+        said = [
+            (f"guided_{kind}", kind, getattr(self, f"guided_{kind}")) for kind in ("json", "regex", "choice")
+        ]
+        outputs = self.structured_outputs
+        if outputs is not None:
+            known = ("json", "json_object", "regex", "choice")
+            if not isinstance(outputs, dict) or not set(outputs) <= set(known):
+                raise bad_field(
+                    "structured_outputs", f"structured_outputs: an object with one of {', '.join(known)}"
+                )
+            said += [(f"structured_outputs.{kind}", kind, value or None) for kind, value in outputs.items()]
+        return said
 
     @property
     def ignored(self) -> list[str]:
@@ -154,7 +197,7 @@ class Sampling(BaseModel):
         return sorted(
             name
             for name, value in (self.model_extra or {}).items()
-            if value is not None and name not in _UNSUPPORTED
+            if value is not None and name not in UNSUPPORTED
         )
 
     @property
@@ -172,6 +215,42 @@ class Sampling(BaseModel):
             self.cache_salt,
         )
         return "\x00".join(part or "" for part in parts)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The shape of an answer: `kind` "json" (value: a schema), "regex" (a pattern) or "choice" (texts)."""
+
+    kind: str
+    value: Any
+    strict: bool
+    param: str
+
+
+def output_of(kind: str, value: Any, param: str) -> Output:
+    if kind == "json_object":
+        return Output("json", {"type": "object"}, False, param)
+    if kind == "json":
+        if isinstance(value, str):
+            value = parse_json(value, param)
+        if not isinstance(value, dict):
+            raise bad_field(param, f"{param}: a JSON schema (an object) is expected")
+        return Output("json", value, False, param)
+    if kind == "regex":
+        if not isinstance(value, str) or not value:
+            raise bad_field(param, f"{param}: a regular expression is expected")
+        return Output("regex", value, True, param)
+    fits = isinstance(value, list) and 0 < len(value) <= 1000 and all(isinstance(v, str) and v for v in value)
+    if not fits:
+        raise bad_field(param, f"{param}: a list of 1 to 1000 texts is expected")
+    return Output("choice", value, True, param)
+
+
+def parse_json(text: str, param: str) -> Any:
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:
+        raise bad_field(param, f"{param}: this is not JSON") from None
 
 
 class ThinkingSwitch(BaseModel):
@@ -206,9 +285,9 @@ class ChatRequest(Sampling):
     def _only_what_works(self) -> ChatRequest:
         if self.top_logprobs is not None and self.top_logprobs > 0 and not self.logprobs:
             raise bad_field("top_logprobs", "top_logprobs: only allowed together with logprobs: true")
-        self._check_format()
-        self._check_tools()
         self.parsed_messages()
+        self.output()
+        self._check_tools()
         self.effort()
         return self
 
@@ -217,40 +296,99 @@ class ChatRequest(Sampling):
         """The newer name wins where both are given."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
-    def _check_format(self) -> None:
+    def _said_of_output(self) -> list[tuple[str, str, Any]]:
+        said = super()._said_of_output()
         shape = self.response_format
         if shape is None:
-            return
-        kinds = ("text", "json_object", "json_schema")
-        if not isinstance(shape, dict) or shape.get("type") not in kinds:
+            return said
+        kind = shape.get("type") if isinstance(shape, dict) else None
+        if kind not in ("text", "json_object", "json_schema"):
             raise bad_field(
                 "response_format",
-                "response_format: expected {'type': 'text'} or a JSON type",
+                "response_format: expected {'type': 'text'}, {'type': 'json_object'} or {'type': 'json_schema', ...}",
             )
-        if shape["type"] != "text":
-            raise not_yet("response_format", f"the type {shape['type']} is")
+        if kind == "json_object":
+            said.append(("response_format", "json_object", True))
+        elif kind == "json_schema":
+            inner = shape.get("json_schema")
+            if not isinstance(inner, dict) or not isinstance(inner.get("schema"), dict):
+                place = "response_format.json_schema"
+                raise bad_field(place, f"{place}: expected {{'name': ..., 'schema': {{...}}}}")
+            if not isinstance(inner.get("strict"), bool | None):
+                place = "response_format.json_schema.strict"
+                raise bad_field(place, f"{place}: true or false is expected")
+            said.append(("response_format", "json", inner["schema"]))
+        return said
+
+    def output(self) -> Output | None:
+        found = super().output()
+        if (
+            found is not None
+            and found.param == "response_format"
+            and self.response_format["type"] == "json_schema"
+        ):
+            return replace(found, strict=bool(self.response_format["json_schema"].get("strict")))
+        return found
+
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The tools that the answer may call: none with tool_choice none, the one that is named, else all."""
+        name = self._named_tool()
+        tools = [] if self.tool_choice == "none" else self.tools or []
+        return [tool for tool in tools if name is None or tool["function"]["name"] == name]
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice == "required" or self._named_tool() is not None
+
+    @property
+    def parallel(self) -> bool:
+        """Whether several calls may come at once; a named tool is called once."""
+        return self.parallel_tool_calls is not False and self._named_tool() is None
+
+    def _named_tool(self) -> str | None:
+        choice = self.tool_choice
+        return choice["function"]["name"] if isinstance(choice, dict) else None
 
     def _check_tools(self) -> None:
-        tools = self.tools
-        if tools is not None:
-            fits = isinstance(tools, list) and len(tools) <= 128 and all(
-                isinstance(tool, dict) and tool.get("type") == "function" and isinstance(tool.get("function"), dict)
-                and isinstance(tool["function"].get("name"), str) for tool in tools
-            )  # fmt: skip
-            if not fits:
-                raise bad_field(
-                    "tools", "tools: expected a list of {'type': 'function', 'function': {'name': ...}}"
-                )
+        if self.tools is not None:
+            if not isinstance(self.tools, list) or len(self.tools) > MAX_TOOLS:
+                raise bad_field("tools", f"tools: a list of at most {MAX_TOOLS} functions is expected")
+            names = [_tool_name(tool, f"tools[{i}]") for i, tool in enumerate(self.tools)]
+            if len(set(names)) < len(names):
+                raise bad_field("tools", "tools: two of them have the same name")
         choice = self.tool_choice
-        named = isinstance(choice, dict) and choice.get("type") == "function"
-        if choice not in (None, "none", "auto", "required") and not named:
+        if isinstance(choice, dict):
+            function = choice.get("function")
+            if choice.get("type") != "function" or not isinstance(function, dict):
+                raise bad_field(
+                    "tool_choice", "tool_choice: expected {'type': 'function', 'function': {'name': ...}}"
+                )
+            known = [tool["function"]["name"] for tool in self.tools or []]
+            if function.get("name") not in known:
+                raise bad_field(
+                    "tool_choice", f"tool_choice: it names none of the tools ({', '.join(known[:20])})"
+                )
+        elif choice not in (None, "none", "auto", "required"):
             raise bad_field(
                 "tool_choice", "tool_choice: expected 'none', 'auto', 'required' or a named function"
             )
-        if tools and choice != "none":
-            raise not_yet("tools", "calling tools is")
-        if named or choice == "required":
-            raise not_yet("tool_choice", "calling tools is")
+        if choice == "required" and not self.tools:
+            raise bad_field("tool_choice", "tool_choice: required without tools")
+        if self.must_call and self.begun is not None:
+            raise bad_field("tool_choice", "tool_choice: a begun answer (prefix) is not a call")
+        for name, value in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens)):
+            if self.must_call and value:
+                raise bad_field(name, f"{name}: an answer that must be a call ends where the call ends")
+        if self.begun is not None and self.output() is not None:
+            raise bad_field("response_format", "response_format: not together with a begun answer (prefix)")
+
+    @property
+    def begun(self) -> Message | None:
+        """The last message, where it is an answer to continue."""
+        last = self.messages[-1] if isinstance(self.messages, list) and self.messages else None
+        if not isinstance(last, dict) or not last.get("prefix"):
+            return None
+        return self.parsed_messages()[-1]
 
     def _said_of_thinking(self) -> list[tuple[str, Thinking | Literal["on"]]]:
         """(field, meaning) of every dialect that the request uses; raises ApiError for what is none."""
@@ -322,9 +460,33 @@ def parse_messages(value: Any) -> list[Message]:
     if len(value) > MAX_MESSAGES:
         raise bad_field("messages", f"messages: at most {MAX_MESSAGES} are accepted")
     messages = [_message(item, f"messages[{i}]") for i, item in enumerate(value)]
-    if value[-1].get("prefix"):
-        raise not_yet(f"messages[{len(value) - 1}].prefix", "continuing a begun answer is")
+    for i, item in enumerate(value):
+        place = f"messages[{i}].prefix"
+        if not isinstance(item.get("prefix"), bool | None):
+            raise bad_field(place, f"{place}: true or false is expected")
+        if item.get("prefix") and (
+            i < len(value) - 1 or item["role"] != "assistant" or item.get("tool_calls")
+        ):
+            raise bad_field(
+                place, f"{place}: only a last message of the assistant, without calls, can be continued"
+            )
     return messages
+
+
+def _tool_name(tool: Any, place: str) -> str:
+    """The name of a tool whose shape is right; its schema is looked at when it is compiled."""
+    function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+    if not isinstance(function, dict):
+        raise bad_field(place, f"{place}: expected {{'type': 'function', 'function': {{'name': ...}}}}")
+    name = function.get("name")
+    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
+        place = f"{place}.function.name"
+        raise bad_field(place, f"{place}: 1 to 128 letters, digits, '_', '-' and '.' are expected")
+    for field, kind, what in (("parameters", dict, "a JSON schema (an object)"), ("description", str, "a string"),
+                              ("strict", bool, "true or false")):  # fmt: skip
+        if not isinstance(function.get(field), kind | None):
+            raise bad_field(f"{place}.function.{field}", f"{place}.function.{field}: {what} is expected")
+    return name
 
 
 def _message(item: Any, place: str) -> Message:
@@ -410,6 +572,7 @@ class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
     prompt: Any = None
+    suffix: Text | None = None
     echo: Flag | None = None
     logprobs: Whole | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: Whole | None = Field(None, ge=1, le=MAX_N)
@@ -418,6 +581,9 @@ class CompletionRequest(Sampling):
     def _prompts_fit(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise not_yet("best_of", "a best_of other than n is")
+        self.output()
+        if self.suffix is not None and (not isinstance(self.prompt, str) or self.echo):
+            raise bad_field("suffix", "suffix: only with one prompt as text, and without echo")
         if len(self.prompts()) * (self.n or 1) > MAX_PROMPTS:
             raise bad_field(
                 "prompt", f"prompt: at most {MAX_PROMPTS} answers (prompts times n) are made at once"
