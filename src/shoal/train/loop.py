@@ -160,7 +160,8 @@ class Trainer:
     @property
     def fraction_done(self) -> float:
         """0..1 of the stage: by tokens, or by time where a budget is set and runs out first."""
-        done = self.progress.tokens / max(self.recipe.tokens, 1)
+        steps = getattr(self.recipe, "steps", 0)  # a method whose data has no end of its own
+        done = self.progress.step / steps if steps else self.progress.tokens / max(self.recipe.tokens, 1)
         if self.seconds:
             done = max(done, self.progress.seconds / self.seconds)
         return min(done, 1.0)
