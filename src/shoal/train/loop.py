@@ -98,6 +98,8 @@ class Progress:
     """Micro-batches in which nothing was to be learnt."""
     empty_in_a_row: int = 0
     """Steps without a single token."""
+    ended: bool = False
+    """The method saw that there is nothing more to gain."""
 
     @property
     def padding_share(self) -> float:
@@ -160,6 +162,8 @@ class Trainer:
     @property
     def fraction_done(self) -> float:
         """0..1 of the stage: by tokens, or by time where a budget is set and runs out first."""
+        if self.progress.ended:
+            return 1.0
         steps = getattr(self.recipe, "steps", 0)  # a method whose data has no end of its own
         done = self.progress.step / steps if steps else self.progress.tokens / max(self.recipe.tokens, 1)
         if self.seconds:

@@ -34,6 +34,12 @@ class Parts:
     rows: ClosableRows
     router: RouterBalance | None = None
     details: Callable[[], dict[str, Any]] = dict
+    fields: Callable[[], dict[str, Any]] = dict
+    """Figures of its own for a line of the log; "live" is a text for the live line."""
+    flops: Callable[[StepRecord], float] | None = None
+    """Of a step, where it is not the tokens times the network's."""
+    done: Callable[[], bool] = bool
+    """Asked after each step: whether the stage ends here."""
 
 
 class ClosableRows(Rows, Protocol):
@@ -122,7 +128,11 @@ class Stage:
         self.owner.steps_of_this_call += 1
         self.average.add(trainer.fraction_done)
         context = value_at(self.recipe.row_length, record.fraction_before)
-        flops = record.step_tokens * self.owner.flops_per_token(self.name, context)
+        if self.parts.flops:
+            flops = self.parts.flops(record)
+        else:
+            flops = record.step_tokens * self.owner.flops_per_token(self.name, context)
+        trainer.progress.ended = self.parts.done()
         self.meter.add(tokens=record.step_tokens, flops=flops)
         if record.unlabelled and record.unlabelled == trainer.progress.unlabelled:
             self.owner.live.say(
@@ -167,6 +177,7 @@ class Stage:
         }
         for key in record.losses:
             line[f"loss_{key}"] = mean(lambda r, key=key: r.losses[key])
+        line |= self.parts.fields()
         if self.owner.world.rank == 0:
             self.owner.log.write(line)
             if self.owner.board:
