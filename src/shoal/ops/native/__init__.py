@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
+core: Any = None
+available, missing_reason = True, ""
 try:
-    from shoal.ops.native import _core as core
+    core = importlib.import_module("shoal.ops.native._core")
 except ImportError as _error:
-    core = None  # type: ignore[assignment]
     available = False
     missing_reason = f"The native CPU kernels are not built ({_error}): answers come from PyTorch, several times slower."
-else:
-    available = True
-    missing_reason = ""

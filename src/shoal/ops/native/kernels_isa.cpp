@@ -15,19 +15,12 @@ namespace {
 #include "kernels_simd.h"
 #include "kernels_rows.h"
 #include "kernels_quant.h"
+#if defined(__AMX_INT8__)
+#include "kernels_amx.h"
+#endif
 #include "kernels_float.h"
+#include "kernels_matmul.h"
 #include "kernels_attention.h"
-
-void matmul(const Matrix& w, const Activations& x, int tokens, float* y, ptrdiff_t ldy, int begin, int end) {
-    if (tokens <= 0) return;
-    switch (w.format) {
-        case Format::F32: return float_matmul<Format::F32>(w, x, tokens, y, ldy, begin, end);
-        case Format::BF16: return float_matmul<Format::BF16>(w, x, tokens, y, ldy, begin, end);
-        case Format::Q8: return quant_matmul<Format::Q8>(w, x, tokens, y, ldy, begin, end);
-        case Format::Q4: return quant_matmul<Format::Q4>(w, x, tokens, y, ldy, begin, end);
-        case Format::Q4M: return quant_matmul<Format::Q4M>(w, x, tokens, y, ldy, begin, end);
-    }
-}
 
 }  // namespace
 

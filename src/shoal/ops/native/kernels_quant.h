@@ -151,9 +151,3 @@ void quant_tokens(const uint8_t* block, const uint8_t* loose, const Activations&
         if (t < tokens) quant_tokens<F, N - 1, unpacked>(block, loose, x.from(t), tokens - t, y + t * ldy, ldy, rows);
 }
 
-template <Format F> void quant_matmul(const Matrix& w, const Activations& x, int tokens, float* y, ptrdiff_t ldy, int begin, int end) {
-    for (int b = begin; b < end; b++) {
-        int rows = w.rows - b * kRows < kRows ? w.rows - b * kRows : kRows;
-        quant_tokens<F, kTile, false>(w.data + b * w.block_bytes(), nullptr, x, tokens, y + b * kRows, ldy, rows);
-    }
-}

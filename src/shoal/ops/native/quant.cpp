@@ -242,11 +242,16 @@ void unpack(const Matrix& w, float* out, ptrdiff_t ldo) {
     for (int r = 0; r < w.rows; r++) unpack_row(w, r, out + r * ldo);
 }
 
-size_t activation_bytes(int tokens, int cols) { return size_t(tokens) * (padded(cols) + padded(cols) / kGroup * 8) + 128; }
+// Room for 3 tokens more than are used: AMX reads tokens by fours.
+size_t activation_bytes(int tokens, int cols) {
+    tokens += 3;
+    return size_t(tokens) * (padded(cols) + padded(cols) / kGroup * 8) + 128;
+}
 
 Activations make_activations(void* memory, int tokens, int cols) {
     Activations a;
     const size_t groups = padded(cols) / kGroup;
+    tokens += 3;
     a.cols = cols;
     a.q = (int8_t*)memory;
     a.scale = (float*)(a.q + size_t(tokens) * padded(cols));
