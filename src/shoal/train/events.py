@@ -106,6 +106,9 @@ class Live:
 
 def live_line(line: Mapping[str, Any]) -> str:
     """`step 120  loss 2.345  1.234 bits/byte  1830 tokens/s  MaxVio 0.42  $0.0003`."""
+    if line.get("live"):  # a method's own words
+        cost = f"  ${line['usd']:.4f}" if line.get("usd") is not None else ""
+        return f"step {line['step']}  {line['live']}{cost}"
     parts = [f"step {line['step']}", f"loss {line['loss']:.3f}"]
     if line.get("bits_per_byte") is not None:
         parts.append(f"{line['bits_per_byte']:.3f} bits/byte")
