@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engine.sampling import Sampler, filtered, log_softmax, top_logprobs
+from shoal.engine.sampling import Sampler, filtered, log_softmax, pick, top_logprobs
 from shoal.engine.types import SamplingParams
 from shoal.errors import ShoalError
+from shoal.ops import native
 
 LOGITS = np.array([1.0, 3.0, 3.0, -np.inf, 2.0], dtype=np.float32)
 
@@ -146,3 +147,32 @@ def test_no_value_breaks_it(
 ) -> None:
     params = dict(temperature=temperature, top_p=top_p, min_p=min_p, top_k=top_k, seed=seed, logit_bias=bias)
     assert draw(LOGITS, 2, **params)[0] in range(5)
+
+
+@pytest.mark.skipif(not native.available, reason=native.missing_reason)
+def test_native_choice_is_the_plain_one() -> None:
+    """For the same random number; exponentials in float may move a border between two tokens by a hair."""
+    random = np.random.default_rng(5)
+    others = 0
+    for round_ in range(400):
+        scores = (random.standard_normal(700) * random.uniform(0.5, 6)).astype(np.float32)
+        scores[random.integers(0, 700, 300)] = random.choice([1.5, -np.inf, np.nan, 3])
+        chosen_by = dict(
+            temperature=float(random.choice([0.1, 0.7, 1.0, 3.0])),
+            top_k=int(random.choice([0, 0, 1, 5, 300, 699])),
+            top_p=float(random.choice([1.0, 0.0, 0.5, 0.95, 0.999])),
+            min_p=float(random.choice([0.0, 0.0, 0.02, 1.0])),
+        )
+        number = float(random.random())
+        kind = np.float32 if round_ % 2 else np.float64
+        ids, probabilities = filtered(np.nan_to_num(scores.astype(np.float64), nan=-np.inf), **chosen_by)
+        found = native.core.choose(scores.astype(kind), **chosen_by, number=number)
+        assert found in ids
+        others += found != pick(ids, probabilities, number)
+        logprobs = log_softmax(scores)
+        best = top_logprobs(logprobs, 1)[0][0]
+        whole = native.core.log_sum_exp(scores)
+        assert whole == pytest.approx(float(scores[best] - logprobs[best]), abs=1e-5)
+        assert native.core.likeliest(scores, 9) == [i for i, _ in top_logprobs(logprobs, 9)]
+    assert others <= 1
+    assert native.core.choose(np.full(9, np.nan), 1.0, 0, 1.0, 0.0, 0.5) == -1

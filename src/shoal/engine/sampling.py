@@ -1,5 +1,6 @@
 """Choosing the next token of one request, in numpy. Never fails on a finite distribution, whatever the parameters.
 
+Where the native extension is built it does the same sums in one pass over the vocabulary (ops/native/sample.cpp).
 Everything random comes from the request's own generator, one number per token, so that the same seed gives the same
 text alone or in a batch, and after a preemption.
 """
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from shoal.engine.types import LogitsHook, SamplingParams
 from shoal.errors import ShoalError
+from shoal.ops import native
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: what they would do, without the noise of dividing by nearly nothing."""
@@ -101,8 +103,7 @@ class Sampler:
             self._counts[token_id] += 1
         if self.params.logprobs is None:
             return Sampled(token_id)
-        logprobs = log_softmax(logits)
-        return Sampled(token_id, float(logprobs[token_id]), top_logprobs(logprobs, self.params.logprobs))
+        return Sampled(token_id, *_logprobs(logits, token_id, self.params.logprobs))
 
     def _adjusted(
         self, logits: NDArray[np.float32], answer_ids: Sequence[int], hook: LogitsHook | None
@@ -122,12 +123,13 @@ class Sampler:
             return logits
         scores = logits.astype(np.float64)
         if self._seen is not None:
-            seen = scores[self._seen]
-            penalty = params.repetition_penalty
-            scores[self._seen] = np.where(seen > 0, seen / penalty, seen * penalty)
+            ids = np.flatnonzero(self._seen)
+            seen, penalty = scores[ids], params.repetition_penalty
+            scores[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
         if self._counts is not None:
-            scores -= params.frequency_penalty * self._counts
-            scores -= params.presence_penalty * (self._counts > 0)
+            ids = np.flatnonzero(self._counts)
+            scores[ids] -= params.frequency_penalty * self._counts[ids]
+            scores[ids] -= params.presence_penalty
         scores[self._bias_ids] += self._bias
         if hook is not None:
             hook(answer_ids, scores)
@@ -142,16 +144,39 @@ class Sampler:
             if np.isfinite(scores[best]):
                 return best
             return int(np.argmax(_finite_scores(scores)))
+        number, temperature = self._random.random(), min(params.temperature, 1e30)
+        if native.available:
+            top_k = max(0, min(params.top_k, len(scores)))
+            chosen = native.core.choose(scores, temperature, top_k, params.top_p, params.min_p, number)
+            return chosen if chosen >= 0 else int(np.argmax(_finite_scores(scores)))  # which raises
         ids, probabilities = filtered(
             _finite_scores(scores),
-            temperature=min(params.temperature, 1e30),
+            temperature=temperature,
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
         )
-        cumulative = np.cumsum(probabilities)
-        place = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
-        return int(ids[min(place, len(ids) - 1)])
+        return pick(ids, probabilities, number)
+
+
+def pick(ids: NDArray[np.int64], probabilities: NDArray[np.float64], number: float) -> int:
+    """The one of `ids` that a uniform number in [0, 1) falls on."""
+    cumulative = np.cumsum(probabilities)
+    place = int(np.searchsorted(cumulative, number * cumulative[-1], side="right"))
+    return int(ids[min(place, len(ids) - 1)])
+
+
+def _logprobs(
+    logits: NDArray[np.float32], token_id: int, count: int
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The log-probability of a token, and the `count` likeliest."""
+    if not native.available:
+        logprobs = log_softmax(logits)
+        return float(logprobs[token_id]), top_logprobs(logprobs, count)
+    whole = native.core.log_sum_exp(logits)
+    best = native.core.likeliest(logits, count)
+    values = np.nan_to_num(logits[[token_id, *best]].astype(np.float64), nan=-np.inf, posinf=1e300) - whole
+    return float(values[0]), tuple(zip(best, values[1:].tolist(), strict=True))
 
 
 def _always(answer_ids: Sequence[int]) -> bool:

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "sample.h"
 #include "step.h"
 
 namespace nb = nanobind;
@@ -242,4 +243,16 @@ void bind_step(nb::module_& m) {
             size_t shape[1] = {s.step.cache_block_bytes()};
             return nb::ndarray<uint8_t, nb::numpy, nb::ndim<1>>(s.step.cache_block(block), 1, shape, self);
         }, "block"_a, "The bytes of a cache block, all layers, as a numpy array over the cache itself.");
+
+    using Doubles = nb::ndarray<const double, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+    m.def("choose", [](const Vector& scores, double temperature, long long top_k, double top_p, double min_p, double number) {
+        return choose(scores.data(), int(scores.size()), temperature, top_k, top_p, min_p, number);
+    }, "scores"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "number"_a);
+    m.def("choose", [](const Doubles& scores, double temperature, long long top_k, double top_p, double min_p, double number) {
+        return choose(scores.data(), int(scores.size()), temperature, top_k, top_p, min_p, number);
+    }, "scores"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "number"_a,
+       "The token that the uniform `number` falls on; -1 when none can follow.");
+    m.def("log_sum_exp", [](const Vector& logits) { return log_sum_exp(logits.data(), int(logits.size())); }, "logits"_a);
+    m.def("likeliest", [](const Vector& logits, int count) { return likeliest(logits.data(), int(logits.size()), count); }, "logits"_a, "count"_a,
+          "Ids of the highest, best first, equal ones by id.");
 }
