@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.engine.open import NUMBER_BYTES
+from shoal.engine.runners import NUMBER_BYTES
 from shoal.engine.types import Delta, Finished, Request, SamplingParams
 from shoal.errors import ShoalError
 from shoal.model import counts
@@ -64,10 +64,11 @@ def measure(
     return figures
 
 
-def prefill_limit(opened: OpenedModel, probe: Probe, prompt_tokens: int) -> float:
-    """Tokens/s if every multiplication ran at the speed of a large matrix product."""
-    flops = counts.flops_per_token(opened.config, prompt_tokens, training=False)
-    return probe.gemm_flops_per_second[opened.dtype] / flops
+def prefill_limit(opened: OpenedModel, probe: Probe, prompt_tokens: int) -> float | None:
+    """Tokens/s if every multiplication ran at the speed of a large matrix product; None where that is not measured
+    (products of integers)."""
+    peak = probe.gemm_flops_per_second.get(opened.dtype)
+    return peak and peak / counts.flops_per_token(opened.config, prompt_tokens, training=False)
 
 
 def decode_limit(opened: OpenedModel, probe: Probe, streams: int, context: int) -> float:
@@ -76,11 +77,13 @@ def decode_limit(opened: OpenedModel, probe: Probe, streams: int, context: int) 
     A step reads the active matrices once (with more streams a mixture of experts reads more, so that the limit is
     generous) and every stream's cache.
     """
-    config, itemsize = opened.config, NUMBER_BYTES[opened.dtype]
-    step_bytes = counts.matrices_active(config) * itemsize
-    step_bytes += streams * int(counts.kv_bytes_per_token(config, itemsize)) * context
+    config, runner = opened.config, opened.engine.runner
+    number_bytes = NUMBER_BYTES.get(opened.dtype, 2)  # native caches are fp16
+    step_bytes = getattr(runner, "token_bytes", None) or counts.matrices_active(config) * number_bytes
+    step_bytes += streams * int(counts.kv_bytes_per_token(config, number_bytes)) * context
     memory = streams * probe.read_bytes_per_second / step_bytes
-    return min(memory, probe.gemm_flops_per_second[opened.dtype] / counts.decode_flops(config, context))
+    peak = probe.gemm_flops_per_second.get(opened.dtype)
+    return min(memory, peak / counts.decode_flops(config, context)) if peak else memory
 
 
 def _submit(opened: OpenedModel, prompt_tokens: int, answer_tokens: int, seed: int) -> Handle:

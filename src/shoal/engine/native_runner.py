@@ -52,6 +52,7 @@ class NativeRunner:
         self._in = _describe(self._step, weights)
         self.block_bytes = self._step.cache_block_bytes
         self.cache_layout = f"native-{core.LAYOUT}-f16-{block_size}"
+        self.token_bytes = weights.plan.token_bytes()
         self._adapters: dict[str, int] = {}
         self._next_adapter = 0
 

@@ -185,6 +185,18 @@ class Plan:
             sizes[kind] = sizes.get(kind, 0) + weight.nbytes
         return max(sizes, key=lambda kind: sizes[kind])
 
+    def token_bytes(self) -> int:
+        """How much of it one token reads: of an untied embedding nothing to speak of, of experts the chosen ones."""
+        total = 0
+        for weight in self.weights.values():
+            if weight.name == "embedding" and "head" in self.weights:
+                continue
+            share = weight.nbytes
+            if ".experts_" in weight.name:
+                share = share * (self.config.num_experts_per_tok or 0) // weight.count
+            total += share
+        return total
+
     # ---- numbers
 
     def pack(self, into: Bytes, progress: Callable[[int, int], None] | None = None) -> None:
