@@ -27,7 +27,7 @@ from shoal.model.checkpoint.source import open_source
 from shoal.model.transformer import CausalLM
 
 Greedy = Callable[..., tuple[list[int], list[float]]]
-PROMPT = [5, 9, 33, 12, 70, 8, 8, 41]
+PROMPT = [5, 9, 33, 12, 70, 8, 8, 41, 3, 200, 17, 17, 90, 4, 61, 8, 33, 12, 7]  # two cache blocks and more
 
 
 def adapter_for(network: CausalLM, seed: int, *, shared: bool) -> Adapter:
@@ -101,6 +101,11 @@ def test_unknown_adapter_is_refused_and_a_new_one_of_the_name_takes_its_place(
     assert last.reason == "error" and "taken away" in str(last.error)
     with pytest.raises(InvalidRequest):
         engine.submit(Request(PROMPT, adapter="one"))
+    adapter = adapter_for(gqa_network, 3, shared=False)
+    engine.load_adapter("one", adapter.arrays())
+    pieces, end = answer(engine, engine.submit(Request(PROMPT, params, adapter="one")))
+    assert [p.token_id for p in pieces] == merged_greedy(gqa_network, adapter, greedy, 6)
+    assert end.usage.cached_tokens == 0
 
 
 def test_factors_of_another_shape_are_refused(

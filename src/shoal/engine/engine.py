@@ -178,6 +178,7 @@ class Engine:
         def refresh() -> None:
             self.runner.refresh_weights(tensors)
             self._forget()
+            self._drop_disk()  # it is of the weights that were
 
         self._between_steps(refresh)
 
@@ -202,15 +203,15 @@ class Engine:
             for active in [a for a in self._active.values() if a.request.adapter == name]:
                 self._finish(active, "error", error=gone)
             self.runner.unload_adapter(name)
+            self._forget()  # another may come by this name
 
         self._between_steps(unload)
 
     def _forget(self) -> None:
-        """What the cache holds, in memory and on disk, is of weights that were."""
+        """What the cache holds is of weights that were: running answers are computed anew."""
         for sequence in reversed(list(self._scheduler.running)):
             self._scheduler.preempt(sequence)
         self._scheduler.pool.forget()
-        self._drop_disk()
         if self._speculator is not None:
             self._speculator.forget()
 
@@ -294,7 +295,9 @@ class Engine:
         return True
 
     def _keep_on_disk(self, sequence: scheduling.Sequence) -> None:
-        if self._disk is not None:
+        if (
+            self._disk is not None and self._active[sequence].request.adapter is None
+        ):  # whose name may change hands
             for key, block in self._scheduler.keys_of(sequence):
                 self._disk.save(key, functools.partial(self.runner.read_block, block))
 
