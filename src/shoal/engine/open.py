@@ -11,8 +11,14 @@ from typing import Any
 from shoal.data.chat import ChatProtocol, protocol_for
 from shoal.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from shoal.engine.engine import Engine
+from shoal.engine.prefix import DiskBlocks
+from shoal.engine.runner import Runner
+from shoal.engine.runners import RunnerChoice
+from shoal.engine.speculate import Drafter, LookupDrafter, Speculator
+from shoal.engine.speculate_models import ModelDrafter, MTPDrafter
 from shoal.engine.types import SamplingParams
 from shoal.errors import ShoalError, UsageError
+from shoal.files import shoal_home
 from shoal.model import counts, registry
 from shoal.model.checkpoint import adapter_files, load
 from shoal.model.checkpoint.adapted import base_of
@@ -20,8 +26,6 @@ from shoal.model.checkpoint.adapter_files import is_adapter
 from shoal.model.checkpoint.load import SideFiles
 from shoal.model.config import ModelConfig
 
-NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""The dtypes a model can be computed in, and the bytes of a number."""
 _CACHE_SHARE = 0.25  # of the memory that is free when the model is opened
 
 
@@ -39,7 +43,7 @@ class OpenedModel:
     parameters: int
     parameters_active: int
     dtype: str
-    """What the weights are computed in, for receipts."""
+    """What the weights are: float32, bfloat16, float16 (torch), or int8, int4, bfloat16, float32 (native)."""
     device: str
     defaults: SamplingParams
     """The sampling that the model's makers recommend (generation_config.json, registry), else temperature 1."""
@@ -55,24 +59,31 @@ def open_model(
     *,
     dtype: str | None = None,
     device: str = "cpu",
+    runner: str = "auto",
+    quant: str | None = None,
     context: int | None = None,
     max_num_seqs: int = 8,
     cache_bytes: int | None = None,
+    cache_disk_bytes: int = 0,
+    speculate: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> OpenedModel:
     """Load a model (folder, adapter folder, GGUF file, installed name, hub name) and start its engine.
 
     A LoRA adapter is not merged: its base is loaded, and its rows of a batch go through the adapter. Other adapters,
     and those on top of another adapter, are merged while they are read.
-    dtype: "float32", "bfloat16" or "float16"; None takes what this device computes fastest, by measurement.
+    runner: "native" (quantised weights, C++ kernels, CPUs) or "torch"; "auto" is native where it can be.
+    quant: native only, bits of the weights: "8", "4" or "none"; None takes a GGUF file as it is and other files in 8.
+    dtype: torch only, "float32", "bfloat16" or "float16"; None takes what this device computes fastest, by
+    measurement. A dtype chooses torch.
     context: the longest prompt and answer together; default the model's own, less if the cache cannot hold it.
     cache_bytes: memory for the cache of all requests; default a quarter of what is free. Untouched parts cost nothing.
+    cache_disk_bytes: so much of the cache is kept in the user's data folder over restarts; 0: nothing.
+    speculate: who drafts tokens - "lookup" (what stood there before), "mtp" (the model's own module), a small model of
+    the same tokenizer by its name, "auto" (the first two, where there are) or "off". Answers are the same with all.
     progress: called with (bytes done, bytes in all) while the weights are read.
     """
-    from shoal.engine import torch_runner
-
-    if dtype is not None and dtype not in NUMBER_BYTES:
-        raise UsageError(f"unknown dtype {dtype!r}", hint=f"One of {', '.join(NUMBER_BYTES)}.")
+    choice = RunnerChoice(runner, quant, dtype, device).resolved()
     path = load.resolve(spec)
     entry = registry.find(spec) if isinstance(spec, str) else None
     name = entry.name if entry else path.stem if path.is_file() else path.name
@@ -82,9 +93,13 @@ def open_model(
             base_spec(path),
             dtype=dtype,
             device=device,
+            runner=runner,
+            quant=quant,
             context=context,
             max_num_seqs=max_num_seqs,
             cache_bytes=cache_bytes,
+            cache_disk_bytes=cache_disk_bytes,
+            speculate=speculate,
             progress=progress,
         )
         try:
@@ -99,11 +114,22 @@ def open_model(
         tokenizer = load_tokenizer(load.weights_base(path))
     config = load.read_config(path)
     protocol = protocol_for(tokenizer, model_type=config.model_type, chat_template=side_files.chat_template)
-    chosen = dtype or torch_runner.fastest_dtype(device)
-    network = torch_runner.load(path, dtype=chosen, device=device, progress=progress)
-    room = cache_bytes or int(torch_runner.free_bytes(device) * _CACHE_SHARE)
-    positions, limit = _cache_positions(config, room, NUMBER_BYTES[chosen], context, max_num_seqs)
-    runner = torch_runner.TorchRunner(network, cache_positions=positions)
+    limit = 0
+
+    def positions(free: int, number_bytes: int) -> int:
+        nonlocal limit
+        room = cache_bytes or int(free * _CACHE_SHARE)
+        count, limit = _cache_positions(config, room, number_bytes, context, max_num_seqs)
+        return count
+
+    opened, computed_in = choice.open(path, positions, mtp=speculate in ("auto", "mtp"), progress=progress)
+    speculator = _speculator(speculate, opened, tokenizer, choice, limit, max_num_seqs)
+    disk = None
+    if cache_disk_bytes > 0:
+        folder = shoal_home() / "prefix-cache"
+        disk = DiskBlocks(
+            folder, cache_disk_bytes, f"{_fingerprint(path)} {opened.cache_layout} {computed_in}"
+        )
     ends = dict.fromkeys([*protocol.stop_ids, *tokenizer.eos_ids, *config.eos_token_ids])
     return OpenedModel(
         name=name,
@@ -111,14 +137,62 @@ def open_model(
         config=config,
         tokenizer=tokenizer,
         protocol=protocol,
-        engine=Engine(runner, tokenizer, max_model_len=limit, max_num_seqs=max_num_seqs, eos_ids=list(ends)),
+        engine=Engine(
+            opened,
+            tokenizer,
+            max_model_len=limit,
+            max_num_seqs=max_num_seqs,
+            eos_ids=list(ends),
+            disk=disk,
+            speculator=speculator,
+        ),
         side_files=side_files,
         parameters=counts.parameters_total(config),
         parameters_active=counts.parameters_active(config),
-        dtype=chosen,
+        dtype=computed_in,
         device=device,
         defaults=_defaults({**(entry.sampling if entry else {}), **side_files.generation_config}),
     )
+
+
+def _speculator(
+    speculate: str,
+    runner: Runner,
+    tokenizer: Tokenizer,
+    choice: RunnerChoice,
+    positions: int,
+    max_num_seqs: int,
+) -> Speculator | None:
+    """Who drafts. Raises UsageError for a module that is not there or a model of another vocabulary."""
+    if speculate == "off":
+        return None
+    if speculate == "mtp" and not runner.has_mtp:
+        hint = "Take --speculate auto, or --runner torch."
+        raise UsageError("no multi-token prediction module is loaded", hint=hint)
+    drafters: list[Drafter] = [] if speculate == "mtp" else [LookupDrafter()]
+    if speculate in ("auto", "mtp") and runner.has_mtp:
+        drafters.append(MTPDrafter(runner))
+    elif speculate not in ("auto", "lookup"):
+        path = load.resolve(speculate)
+        side_files = load.read_side_files(path)
+        metadata = side_files.gguf_metadata
+        other = load_tokenizer(path) if metadata is None else tokenizer_from_gguf(metadata)
+        if _words(other) != _words(tokenizer):
+            raise UsageError(f"{speculate} has another vocabulary", hint="Drafts need the same tokenizer.")
+        positions = min(positions, load.read_config(path).max_position_embeddings) * max_num_seqs
+        drafters.append(ModelDrafter(choice.open(path, lambda free, number_bytes: positions)[0]))
+    return Speculator(drafters)
+
+
+def _words(tokenizer: Tokenizer) -> list[bytes]:
+    return [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
+
+
+def _fingerprint(path: Path) -> str:
+    """Changes when the files of a model do."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return f"{path.resolve()} {stats}"
 
 
 def goes_unmerged(path: Path) -> bool:
