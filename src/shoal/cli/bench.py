@@ -20,8 +20,14 @@ def command(
         None, metavar="[probe|engine|train]...", help="Which figures; default: all."
     ),
     model: str = typer.Option("smollm2", help="The model for `engine`; `nano` if smollm2 is not installed."),
+    runner: str = typer.Option(
+        "auto", help="native (quantised, CPUs), torch, or auto: native where it is built and can be used."
+    ),
+    quant: str | None = typer.Option(
+        None, metavar="8|4|none", help="Bits of native weights; default: a GGUF file's own, else 8."
+    ),
     dtype: str | None = typer.Option(
-        None, help="For `engine`: float32 or bfloat16; default: the faster one here."
+        None, help="For `engine` with torch: float32 or bfloat16; default: the faster one here."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
@@ -48,7 +54,7 @@ def command(
     peak = probe(fresh="probe" in wanted)
     rows: list[dict[str, Any]] = []
     if "engine" in wanted:
-        rows += _engine(model, dtype, peak)
+        rows += _engine(model, {"runner": runner, "quant": quant, "dtype": dtype}, peak)
     if "train" in wanted:
         from shoal.train.speed import measure as measure_training
 
@@ -66,7 +72,7 @@ def command(
         print(f"  {row['what']:<34}{row['value']:10.1f} {row['unit']}{share}")
 
 
-def _engine(model: str, dtype: str | None, peak: Any) -> list[dict[str, Any]]:
+def _engine(model: str, options: dict[str, Any], peak: Any) -> list[dict[str, Any]]:
     from shoal.cli.progress import bytes_bar
     from shoal.engine.measure import measure
     from shoal.engine.open import open_model
@@ -75,7 +81,7 @@ def _engine(model: str, dtype: str | None, peak: Any) -> list[dict[str, Any]]:
     if model == "smollm2" and find(model) is None:
         model = "nano"
     with bytes_bar(f"loading {model}") as progress:
-        opened = open_model(model, dtype=dtype, context=1024, progress=progress)
+        opened = open_model(model, context=1024, progress=progress, **options)
     with contextlib.closing(opened):
         print(f"answering with {opened.name} in {opened.dtype} ...", file=sys.stderr)
         return [

@@ -49,8 +49,14 @@ def command(
         None, min=1, help="The longest answer; default: what the context leaves."
     ),
     seed: int | None = typer.Option(None, help="The same seed gives the same answer."),
+    runner: str = typer.Option(
+        "auto", help="native (quantised, CPUs), torch, or auto: native where it is built and can be used."
+    ),
+    quant: str | None = typer.Option(
+        None, metavar="8|4|none", help="Bits of native weights; default: a GGUF file's own, else 8."
+    ),
     dtype: str | None = typer.Option(
-        None, help="float32 or bfloat16; default: what is faster here, by measurement."
+        None, help="With torch: float32 or bfloat16; default: what is faster here, by measurement."
     ),
     device: str = typer.Option("cpu", help="cpu, cuda or mps."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object with the answer on stdout."),
@@ -71,6 +77,7 @@ def command(
     """
     from shoal.engine.chat import thinking_of
 
+    options = {"dtype": dtype, "device": device, "runner": runner, "quant": quant}
     thinking_of(think)  # wrong use shows before a model is loaded
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
@@ -79,11 +86,11 @@ def command(
     if as_json and prompt is None:
         raise UsageError("--json gives one answer, but there is no question", hint='Give it with -p "TEXT".')
     chat = _Chat(
-        _open(model, dtype, device),
+        _open(model, options),
         given={"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed},
         system=system,
         think=think,
-        reopen=lambda name: _open(name, dtype, device),
+        reopen=lambda name: _open(name, options),
     )
     with contextlib.closing(chat):
         if prompt is None:
@@ -92,7 +99,7 @@ def command(
             chat.answer_once(prompt, as_json=as_json)
 
 
-def _open(model: str | None, dtype: str | None, device: str) -> OpenedModel:
+def _open(model: str | None, options: dict[str, Any]) -> OpenedModel:
     from shoal.cli.progress import bytes_bar
     from shoal.engine.open import open_model
     from shoal.model.registry import list_models
@@ -106,7 +113,7 @@ def _open(model: str | None, dtype: str | None, device: str) -> OpenedModel:
             )
         model = installed[0].name
     with bytes_bar(f"loading {model}") as progress:
-        return open_model(model, dtype=dtype, device=device, max_num_seqs=1, progress=progress)
+        return open_model(model, max_num_seqs=1, progress=progress, **options)
 
 
 class _Chat:

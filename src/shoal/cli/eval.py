@@ -43,6 +43,12 @@ def command(
     ),
     split: str = typer.Option("test", metavar="validation|test", help="Which held-out questions."),
     seed: int = typer.Option(0, help="Which of them."),
+    runner: str = typer.Option(
+        "auto", help="native (quantised, CPUs), torch, or auto: native where it is built and can be used."
+    ),
+    quant: str | None = typer.Option(
+        None, metavar="8|4|none", help="Bits of native weights; default: a GGUF file's own, else 8."
+    ),
     device: str = typer.Option("cpu", help="cpu, cuda or mps."),
     out: Path | None = typer.Option(None, metavar="FILE", help="Write the whole result as JSON."),
     card: Path | None = typer.Option(
@@ -85,7 +91,8 @@ def command(
         raise UsageError("which model?", hint="Give MODEL, or --endpoint URL.")
     result: dict[str, Any] = {"model": model}
     if asks:
-        with _asker(model, endpoint, device) as (asker, opened):
+        options = {"device": device, "runner": runner, "quant": quant}
+        with _asker(model, endpoint, options) as (asker, opened):
             modes = _modes(asker, thinking)
             with _bar("questions") as progress:
                 result = evaluate(asker, plan, modes, progress)
@@ -135,7 +142,7 @@ def _modes(asker: Asker, wanted: str | None) -> tuple[bool, ...]:
 
 @contextmanager
 def _asker(
-    model: str | None, endpoint: str | None, device: str
+    model: str | None, endpoint: str | None, options: dict[str, Any]
 ) -> Iterator[tuple[Asker, OpenedModel | None]]:
     from shoal.eval.askers import EndpointAsker, EngineAsker
 
@@ -150,7 +157,7 @@ def _asker(
     from shoal.engine.open import open_model
 
     with bytes_bar(f"loading {model}") as progress:
-        opened = open_model(cast(str, model), device=device, max_num_seqs=16, progress=progress)
+        opened = open_model(cast(str, model), max_num_seqs=16, progress=progress, **options)
     try:
         yield EngineAsker(opened), opened
     finally:
