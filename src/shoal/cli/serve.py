@@ -38,12 +38,22 @@ def command(
     strict: bool = typer.Option(
         False, "--strict", help="Refuse request fields that would otherwise be ignored."
     ),
+    runner: str = typer.Option(
+        "auto", help="native (quantised, CPUs), torch, or auto: native where it is built and can be used."
+    ),
+    quant: str | None = typer.Option(
+        None, metavar="8|4|none", help="Bits of native weights; default: a GGUF file's own, else 8."
+    ),
+    device: str = typer.Option("cpu", help="cpu, cuda or mps."),
     speculate: str = typer.Option(
         "auto",
         help="Who drafts tokens: lookup, mtp, a small model of the same tokenizer, auto or off. Answers stay the same.",
     ),
     cache_disk: float = typer.Option(
         0.0, min=0, help="GB of the prompt cache kept in the data folder over restarts; 0: none."
+    ),
+    drain: float = typer.Option(
+        8.0, min=0, help="Seconds that running answers may still take after SIGTERM (containers wait 10)."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the one line as a JSON object."),
     log_level: str = typer.Option(
@@ -66,6 +76,7 @@ def command(
     import secrets
     import sys
 
+    from shoal.engine.runners import RunnerChoice
     from shoal.files import shoal_home
     from shoal.serve.app import create_app
     from shoal.serve.listener import Server, bind, url_of
@@ -73,6 +84,7 @@ def command(
     from shoal.serve.settings import LOCAL_OWNER, ServerSettings, hash_key
     from shoal.serve.store import Store
 
+    RunnerChoice(runner, quant, device=device).resolved()  # wrong use shows before anything listens
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
         raise UsageError(f"no such log level: {log_level}", hint="Choose debug, info, warning or error.")
@@ -98,7 +110,13 @@ def command(
     preferred = () if models else ("smollm2", "nano")
     table = ModelTable(
         cards,
-        Opener(speculate=speculate, cache_disk_bytes=int(cache_disk * 1e9)),
+        Opener(
+            runner=runner,
+            quant=quant,
+            device=device,
+            speculate=speculate,
+            cache_disk_bytes=int(cache_disk * 1e9),
+        ),
         default=next((name for name in preferred if name in sound), sound[0]),
         show_paths=settings.local,
     )
@@ -124,8 +142,8 @@ def command(
 
             webbrowser.open(url)
 
-    # Running answers end at once with the engines, so that Ctrl+C does not wait for the longest of them.
-    Server(app, on_ready=ready, on_stop=table.close).run([sock])
+    # Running answers end with the engines, so that Ctrl+C does not wait for the longest of them.
+    Server(app, on_ready=ready, on_stop=table.close, drain_seconds=drain).run([sock])
 
 
 class Opener:

@@ -1,0 +1,227 @@
+"""The server under load and at its end: nobody starves, nothing leaks, answers finish or are saved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+
+@contextlib.contextmanager
+def serving(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`shoal serve` in a process of its own, its model loaded; whoever asks looks like its page."""
+    command = [sys.executable, "-m", "shoal.cli.main", "serve", str(model), "--port", "0", "--json", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stdout
+        url = json.loads(process.stdout.readline())["url"]
+        headers = {"sec-fetch-site": "same-origin"}
+        limits = httpx.Limits(max_connections=64)
+        with httpx.Client(
+            base_url=url, headers=headers, timeout=120, trust_env=False, limits=limits
+        ) as client:
+            for _ in range(600):
+                if client.get("/health").status_code == 200:
+                    break
+                time.sleep(0.1)
+            yield process, client
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def chat(text: str, max_tokens: int, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    more = {"ignore_eos": True, "thinking": {"type": "disabled"}, "stream": True} | more
+    return {"messages": messages, "max_tokens": max_tokens, **more}
+
+
+def events(response: httpx.Response) -> Iterator[Any]:
+    for line in response.iter_lines():
+        if line.startswith("data: "):
+            yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])
+
+
+def figures(client: httpx.Client) -> dict[str, float]:
+    lines = [line.split() for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines if "{" not in name}
+
+
+# ---- the end
+
+
+def test_sigterm_lets_a_running_answer_finish(tiny_model: Path) -> None:
+    with serving(tiny_model, "--drain", "60") as (process, client):
+        with client.stream("POST", "/v1/chat/completions", json=chat("hi", 60)) as response:
+            told = []
+            for event in events(response):
+                told.append(event)
+                if len(told) == 3:
+                    process.send_signal(signal.SIGTERM)
+        assert told[-1] == "[DONE]" and told[-2]["choices"][0]["finish_reason"] == "length"
+        assert process.wait(30) == 0
+        with pytest.raises(httpx.TransportError):
+            client.get("/health")
+
+
+def test_sigterm_ends_what_takes_too_long_and_saves_it(tiny_model: Path, home: Path) -> None:
+    with serving(tiny_model, "--drain", "0.3") as (process, client):
+        chat_id = client.post("/api/chats", json={}).json()["id"]
+        asked = {"content": "Count.", "params": {"max_tokens": 1800}}
+        assert client.post(f"/api/chats/{chat_id}/messages", json=asked).status_code < 300
+        with client.stream("POST", "/v1/chat/completions", json=chat("hi", 1800)) as response:
+            told = []
+            for event in events(response):
+                told.append(event)
+                if len(told) == 3:
+                    process.send_signal(signal.SIGTERM)
+        assert told[-1]["error"]["type"] == "overloaded_error"
+        assert process.wait(30) == 0
+        assert "Traceback" not in process.communicate()[1]
+    with serving(tiny_model) as (process, client):
+        messages = client.get(f"/api/chats/{chat_id}").json()["messages"]
+        answer = next(message for message in messages if message["role"] == "assistant")
+        assert answer["status"] in ("stopped", "length") and answer["content"] + answer["reasoning"]
+
+
+def test_sigterm_twice_does_not_wait(tiny_model: Path) -> None:
+    with serving(tiny_model, "--drain", "600") as (process, client):
+        with client.stream("POST", "/v1/chat/completions", json=chat("hi", 1800)) as response:
+            for number, _ in enumerate(events(response)):
+                if number in (3, 6):
+                    process.send_signal(signal.SIGTERM)
+                    time.sleep(0.5)
+        assert process.wait(30) == 0
+
+
+# ---- drafts, as a client sees them
+
+
+def test_drafts_are_counted_and_can_be_left_out(client: httpx.Client) -> None:
+    """A mask that leaves one token repeats it: what a look-up guesses at once."""
+    body = chat("hi", 60, stream=False, temperature=0, logit_bias={"70": 100})
+    plain = client.post("/v1/chat/completions", json=body | {"speculate": False}).json()
+    quick = client.post("/v1/chat/completions", json=body).json()
+    assert quick["choices"][0]["message"] == plain["choices"][0]["message"]
+    assert "draft_n" not in plain["timings"]
+    assert quick["timings"]["draft_n_accepted"] <= quick["timings"]["draft_n"]
+    assert figures(client)["shoal_draft_accepted_tokens_total"] >= quick["timings"]["draft_n_accepted"] > 0
+
+
+def test_several_answers_to_one_prompt_count_it_and_its_hit_once(client: httpx.Client) -> None:
+    body = chat("Count the boats on the sea. " * 12, 3, stream=False, n=4, user="several")
+    for hit in (False, True):
+        usage = client.post("/v1/chat/completions", json=body).json()["usage"]
+        assert usage["prompt_cache_hit_tokens"] + usage["prompt_cache_miss_tokens"] == usage["prompt_tokens"]
+        assert (usage["prompt_cache_hit_tokens"] > usage["prompt_tokens"] / 2) is hit
+        assert usage["completion_tokens"] == 12
+
+
+# ---- under load
+
+
+def memory_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_200_requests_over_16_connections_with_a_third_cancelled(
+    tiny_model: Path, record_property: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = random.Random(1)
+    jobs: queue.Queue[tuple[int, dict[str, Any], int | None]] = queue.Queue()
+    for number in range(200):
+        text = "".join(generator.choice("abcdefgh ") for _ in range(generator.choice([10, 200, 2000])))
+        body = chat(text, generator.choice([4, 40, 200]), user=str(number % 5))
+        jobs.put((number, body, generator.randint(1, 30) if number % 3 == 0 else None))
+    waited: list[float] = []
+    failed: list[str] = []
+    health: list[float] = []
+    memory: list[int] = []
+    over = threading.Event()
+    with serving(tiny_model) as (process, client):
+
+        def work() -> None:
+            while not jobs.empty():
+                with contextlib.suppress(queue.Empty):
+                    number, body, leave_after = jobs.get_nowait()
+                    ask(number, body, leave_after)
+
+        def ask(number: int, body: dict[str, Any], leave_after: int | None) -> None:
+            try:
+                with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    assert response.status_code == 200, response.read()
+                    for count, event in enumerate(events(response)):
+                        if leave_after is not None and count >= leave_after:
+                            return
+                        if isinstance(event, dict) and "timings" in event:
+                            waited.append(event["timings"]["queue_ms"] / 1000)
+                            tokens = event["usage"]["completion_tokens"]
+                            assert tokens == body["max_tokens"] or "error" in event
+                    assert event == "[DONE]"
+            except Exception as error:
+                failed.append(f"{number}: {error!r}")
+
+        def watch() -> None:
+            while not over.wait(0.2):
+                begin = time.monotonic()
+                try:
+                    assert client.get("/health").status_code == 200
+                except Exception as error:
+                    failed.append(f"health: {error!r}")
+                health.append(time.monotonic() - begin)
+                memory.append(memory_bytes(process.pid))
+
+        threads = [threading.Thread(target=work) for _ in range(16)]
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        over.set()
+        watcher.join()
+        for _ in range(200):
+            found = figures(client)
+            if found["shoal_requests_running"] + found["shoal_requests_waiting"] == 0:
+                break
+            time.sleep(0.1)
+        assert not failed, failed
+        assert found["shoal_requests_running"] == found["shoal_requests_waiting"] == 0
+        assert (
+            found["shoal_cache_blocks_free"] == found["shoal_cache_blocks"] and found["shoal_kv_bytes"] == 0
+        )
+        assert found["shoal_engine_restarts_total"] == 0
+        assert 133 <= len(waited) <= 200, "every request that nobody left has its answer"
+        later, early = max(memory[len(memory) // 2 :]), max(memory[: max(1, len(memory) // 2)])
+        assert later - early < 100e6, f"memory grew from {early / 1e6:.0f} to {later / 1e6:.0f} MB"
+    report = {
+        "waiting_p50_seconds": sorted(waited)[len(waited) // 2],
+        "waiting_p99_seconds": sorted(waited)[len(waited) * 99 // 100],
+        "health_worst_seconds": max(health),
+        "memory_bytes": max(memory),
+    }
+    for name, value in report.items():
+        record_property(name, value)
+    with capsys.disabled():
+        print(f"\nsoak: {json.dumps(report)}")
