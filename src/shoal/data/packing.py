@@ -90,11 +90,15 @@ class Packer:
     loss_on: Literal["all", "assistant"] = "assistant"
     waiting: int = 256
     """Documents among which the best fit is looked for; 1 packs in the order of the data."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """Conversations longer than a row; `cut` and `dropped` count them."""
 
     part: int = 0
     taken: int = 0
     left_out: int = 0
     documents: int = 0
+    cut: int = 0
+    dropped: int = 0
     _serial: int = 0
     _pool: list[tuple[int, int, list[int], list[bool]]] = field(
         default_factory=list
@@ -132,6 +136,8 @@ class Packer:
             "taken": self.taken,
             "left_out": self.left_out,
             "documents": self.documents,
+            "cut": self.cut,
+            "dropped": self.dropped,
         }
         return counts | {"serial": self._serial, "pool": pool}
 
@@ -139,6 +145,7 @@ class Packer:
         """Go on as if never stopped where `state` was taken. The data must be the same."""
         self.part, self.taken, self.left_out = state["part"], state["taken"], state["left_out"]
         self.documents, self._serial, self._stream = state["documents"], state["serial"], None
+        self.cut, self.dropped = state.get("cut", 0), state.get("dropped", 0)
         self._pool = [(len(i) - 1, n, list(i), [flag == "1" for flag in f]) for n, i, f in state["pool"]]
 
     def _next(self, free: int, *, first: bool, length: int) -> int | None:
@@ -167,6 +174,11 @@ class Packer:
                     hint="Look at one with: shoal data inspect SOURCE --model MODEL --length N",
                 )
             return
+        if not is_text and len(ids) - 1 > length:
+            if self.too_long == "drop":
+                self.dropped += 1
+                return
+            self.cut += 1
         for start in range(0, len(ids) - 1, length) if is_text else (0,):
             self._insert(ids[start : start + length + 1], learnt[start : start + length + 1])
 

@@ -66,6 +66,14 @@ class Adapter:
         named |= {f"{m}.own": e.weight for m, e in self.experts.items()}
         return {name: cast(nn.Parameter, tensor) for name, tensor in named.items()}
 
+    def trainable(self, device: torch.device) -> dict[str, nn.Parameter]:
+        """Make all of it fp32 parameters on `device`; returns them as `named_parameters` does."""
+        for f in self.factors.values():
+            f.a, f.b = (nn.Parameter(t.detach().to(device, torch.float32)) for t in (f.a, f.b))
+        for own in self.experts.values():
+            own.weight = nn.Parameter(own.weight.detach().to(device, torch.float32))
+        return self.named_parameters()
+
     def arrays(self) -> adapter_files.Factors:
         """The factors as numpy, for files and for runners without torch."""
         return {m: LowRank(_numpy(f.a), _numpy(f.b), f.scale) for m, f in self.factors.items()}

@@ -1,0 +1,305 @@
+"""A tuning run: a base model, what of it moves, a method, one folder. It is a training run with other parts.
+
+The folder: `recipe.toml` (resolved), `log.jsonl`, `state/` (for `--resume`), `report.html`, and what came out:
+`adapter/` (PEFT's form, with receipt.json), or `checkpoint/` where all weights moved. A method is a module of this room
+named as in the recipe, with `prepare(run, stage)` (looks through the data before the weights are read; sets
+`stage.tokens`), `parts(run, stage) -> Parts` and, where it measures anything, `measure(run, stage) -> dict`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from shoal.cost.receipt import Receipt
+from shoal.data.chat import protocol_for
+from shoal.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
+from shoal.errors import ShoalError
+from shoal.files import atomic_write_text, read_text
+from shoal.model import counts, registry
+from shoal.model.adapters import Adapter, adaptable, choose_experts, load_adapter, new_esft, new_lora
+from shoal.model.checkpoint import adapter_files, load
+from shoal.model.checkpoint.source import open_source
+from shoal.model.config import ModelConfig
+from shoal.model.context import RowsContext
+from shoal.model.moe import RoutedExperts
+from shoal.model.transformer import CausalLM
+from shoal.train.events import Log
+from shoal.train.interrupts import locked
+from shoal.train.loop import Batch
+from shoal.train.measure import heldout_bits_per_byte
+from shoal.train.recipe import Recipe, StageRecipe
+from shoal.train.run import Outcome, Run
+from shoal.train.stage import Parts
+from shoal.tune.data import Data, TunedRows, read_data, survey
+from shoal.tune.recipe import TuneRecipe, TuneStage
+
+
+def tune(
+    recipe: TuneRecipe,
+    method: str,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    seconds: float | None = None,
+    shown: bool = False,
+) -> Outcome:
+    """Run `method` of a recipe in `folder`; see `shoal.train.run.train`. Raises ShoalError."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShoalError(
+            f"cannot use {folder} as a run folder: {error.strerror}", hint="Choose another --run folder."
+        ) from error
+    with locked(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        return TuneRun(recipe, method, folder, resume=resume, seconds=seconds, shown=shown).go(stop_after)
+
+
+def base_tokenizer(base: Path, side_files: load.SideFiles) -> Tokenizer:
+    """The tokenizer of a model, inside its GGUF file or beside its weights."""
+    if side_files.gguf_metadata is not None:
+        return tokenizer_from_gguf(side_files.gguf_metadata)
+    return load_tokenizer(load.weights_base(base))
+
+
+class TuneRun(Run):
+    """Use `tune`. `adapter` is None where all weights move; `reference()` is the model before any of it."""
+
+    def __init__(
+        self,
+        recipe: TuneRecipe,
+        method: str,
+        folder: Path,
+        *,
+        resume: bool,
+        seconds: float | None,
+        shown: bool,
+    ):
+        self.tuning, self.method = recipe, method
+        self.base_path = load.resolve(recipe.model.base)
+        if load.is_adapter(self.base_path) and recipe.adapter.kind != "none":
+            raise ShoalError(
+                f"{recipe.model.base} is an adapter itself",
+                hint=f"Go on with it: adapter.start = {recipe.model.base!r}, and its own base as model.base.",
+            )
+        self.side_files = load.read_side_files(self.base_path)
+        self.adapter: Adapter | None = None
+        try:
+            super().__init__(cast(Recipe, recipe), folder, resume=resume, seconds=seconds, shown=shown)
+        except BaseException:
+            if isinstance(log := getattr(self, "log", None), Log):
+                log.close()
+            raise
+        self.stages = (method,)
+        self.output = folder / ("checkpoint" if recipe.adapter.kind == "none" else "adapter")
+
+    # ---- the parts
+
+    def _tokenizer(self) -> Tokenizer:
+        return base_tokenizer(self.base_path, self.side_files)
+
+    def _config(self, tokenizer: Tokenizer) -> ModelConfig:
+        config = load.read_config(self.base_path)
+        template = self.side_files.chat_template
+        self.protocol = protocol_for(tokenizer, model_type=config.model_type, chat_template=template)
+        self._data: Data | None = None
+        stage: TuneStage = getattr(self.tuning, self.method)
+        longest = max(int(value) for _, value in stage.row_length)
+        if longest > config.max_position_embeddings:
+            raise ShoalError(
+                f"row_length {longest} is beyond the model's {config.max_position_embeddings} positions",
+                hint=f"Lower {self.method}.row_length.",
+            )
+        self.config = config
+        if hasattr(self.module, "prepare"):
+            self.module.prepare(self, stage)
+        return config
+
+    @property
+    def module(self) -> Any:
+        """The method's."""
+        return import_module(f"shoal.tune.{self.method}")
+
+    def _network(self) -> CausalLM:
+        kind = self.tuning.adapter.kind
+        network = load.load_network(self.base_path, device=self.device)
+        self.selection = adaptable(network)
+        if kind == "none":
+            if self.state:
+                network.load_state_dict(self.state.tensors["network"])
+            return network
+        network.requires_grad_(False)
+        if start := self.tuning.adapter.start:
+            adapter_files.check_base(load.resolve(start), self.base_path)
+            self.adapter = load_adapter(load.resolve(start), self.config)
+            if self.adapter.config.kind != kind:
+                raise ShoalError(f"{start} is of kind {self.adapter.config.kind}, the recipe says {kind}")
+        return self._frozen(network)
+
+    def _frozen(self, network: CausalLM) -> CausalLM:
+        """Matrices of a frozen base in the dtype they are multiplied in: half the memory, no cast in every pass."""
+        if (dtype := self.machine.autocast) is not None:
+            for module in network.modules():
+                if isinstance(module, (nn.Linear, RoutedExperts)) and module is not network.lm_head:
+                    for parameter in module.parameters(recurse=False):
+                        if parameter.ndim > 1:
+                            parameter.data = parameter.data.to(dtype)
+        return network
+
+    def _parent(self) -> Receipt | None:
+        start = self.tuning.adapter.start
+        found = load.read_side_files(load.resolve(start)).receipt if start else self.side_files.receipt
+        return Receipt.from_dict(found) if found else None
+
+    @property
+    def data(self) -> Data:
+        """The rows of the method's source, read once."""
+        if self._data is None:
+            self._data = read_data(getattr(self.tuning, self.method), self.tuning.run.seed)
+        return self._data
+
+    def parts(self, stage: str, recipe: StageRecipe) -> Parts:
+        return cast(Parts, self.module.parts(self, recipe))
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What moves, by name; makes or restores the adapter and puts it into use."""
+        wanted = self.tuning.adapter
+        if wanted.kind == "none":
+            return dict(self.network.requires_grad_(True).named_parameters())
+        base = self.base_name()
+        mark = adapter_files.fingerprint(open_source(self.base_path))
+        if self.adapter is not None:
+            self.adapter.config = replace(self.adapter.config, base=base, fingerprint=mark)
+        elif wanted.kind == "lora":
+            self.adapter = new_lora(
+                self.network,
+                base=base,
+                r=wanted.r,
+                lora_alpha=wanted.lora_alpha,
+                target_modules=wanted.target_modules,
+                fingerprint=mark,
+                seed=self.tuning.run.seed,
+            )
+        else:
+            self.adapter = new_esft(self.network, self._experts(), base=base, fingerprint=mark)
+        named = self.adapter.trainable(self.device)
+        if self.state:
+            for name, saved in self.state.tensors["network"].items():
+                named[name].data.copy_(saved)
+        self.selection.parts = [(self.adapter, None)]
+        return named
+
+    def base_name(self) -> str:
+        """How an adapter names its base: an installed or hub name as it is, else the place."""
+        given = self.tuning.model.base
+        if registry.find(given) or not Path(given).expanduser().exists():
+            return given
+        return str(self.base_path.resolve())
+
+    def _experts(self) -> dict[int, list[int]]:
+        """Layer -> the experts that the task uses, chosen once for a run."""
+        place = self.folder / "experts.json"
+        if place.is_file():
+            return {int(layer): ids for layer, ids in json.loads(read_text(place)).items()}
+        wanted, stage = self.tuning.adapter, getattr(self.tuning, self.method)
+        rows = TunedRows(self.data, stage, self.tokenizer, self.protocol, seed=self.tuning.run.seed)
+        used = ExpertUse()
+        tokens = 0
+        while tokens < wanted.probe_tokens:
+            for batch in rows.next_step(1.0):
+                used.look(self.network, batch.to(self.device))
+                tokens += batch.tokens
+        chosen = choose_experts(used.shares, wanted.top_p)
+        count = sum(map(len, chosen.values()))
+        self.live.say(
+            f"{count} of {sum(map(len, used.shares.values()))} experts make up {wanted.top_p:.0%} of the task"
+        )
+        atomic_write_text(place, json.dumps(chosen))
+        return chosen
+
+    def reference(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the network is as before this run's adapter; only with an adapter."""
+        assert self.adapter is not None
+        return self.selection.use([])
+
+    # ---- what a stage asks its run for
+
+    def flops_per_token(self, stage: str, context: int) -> float:
+        forward = counts.flops_per_token(self.config, context, training=False)
+        return forward * (3 if self.adapter is None else 2)  # frozen matrices have no gradients of their own
+
+    def network_tensors(self) -> dict[str, Tensor]:
+        if self.adapter is None:
+            return self.network.state_dict()
+        return {name: tensor.data for name, tensor in self.adapter.named_parameters().items()}
+
+    def measure(self, stage: str) -> dict[str, float]:
+        if not hasattr(self.module, "measure"):
+            return {}
+        return cast(dict[str, float], self.module.measure(self, getattr(self.tuning, stage)))
+
+    def heldout(self, stage: TuneStage) -> dict[str, float]:
+        """Bits per byte of the held-out rows; nothing where there are none."""
+        if not self.data.validation:
+            return {}
+        rows = TunedRows(self.data, stage, self.tokenizer, self.protocol, heldout=True)
+        tokens = min(
+            self.tuning.run.eval_tokens,
+            survey(self.data.validation, stage, self.tokenizer, self.protocol).tokens,
+        )
+        return heldout_bits_per_byte(self.network, rows, tokens, autocast=self.machine.autocast)
+
+    def generation_config(self) -> dict[str, Any]:
+        return self.side_files.generation_config or super().generation_config()
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """What came out: the adapter in PEFT's form, or the whole model; its receipt beside it."""
+        receipt = self.receipt.to_dict() if self.receipt else None
+        dtype = self.tuning.run.checkpoint_dtype
+        if self.adapter is None:
+            super().write_checkpoint(folder)
+            return
+        files = {"receipt.json": json.dumps(receipt, indent=2) + "\n"} if receipt else {}
+        self.adapter.save(folder, self.config, bfloat16=dtype != "float32", files=files)
+
+    def stage_seconds(self, name: str) -> float | None:
+        return self.seconds
+
+
+class ExpertUse:
+    """How much of a task's routing weight every expert takes: layer -> [E] (ESFT's average gate score)."""
+
+    def __init__(self) -> None:
+        self.shares: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def look(self, network: CausalLM, batch: Batch) -> None:
+        """Count one batch in, padding left out."""
+        context = _Watching(self, batch)
+        network(batch.input_ids_BL.flatten(), context)
+
+
+class _Watching(RowsContext):
+    def __init__(self, use: ExpertUse, batch: Batch):
+        rows, length = batch.input_ids_BL.shape
+        super().__init__(rows, length, document_ids=batch.document_ids_BL, position_ids=batch.position_ids_BL)
+        documents = batch.document_ids_BL
+        self._use, self._real = use, None if documents is None else documents.reshape(-1) >= 0
+
+    def routed(self, layer: int, expert_ids_TK: Tensor, scores_TE: Tensor) -> None:
+        weights_TK = scores_TE.gather(-1, expert_ids_TK)
+        weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+        taken_TE = torch.zeros_like(scores_TE).scatter_(-1, expert_ids_TK, weights_TK)
+        if self._real is not None:
+            taken_TE = taken_TE[self._real]
+        self._use.shares[layer] = self._use.shares.get(layer, 0) + taken_TE.sum(0)
