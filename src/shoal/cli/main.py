@@ -9,7 +9,7 @@ import traceback
 import typer
 
 import shoal
-from shoal.cli import bench, chat, convert, data, info, models, serve, train, tune
+from shoal.cli import bench, chat, convert, cost, data, info, models, serve, train, tune
 from shoal.cli import eval as eval_command
 from shoal.errors import ShoalError
 
@@ -50,6 +50,7 @@ app.command("bench")(bench.command)
 app.command("eval")(eval_command.command)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.add_typer(cost.app, name="cost")
 app.add_typer(tune.app, name="tune")
 
 

@@ -32,6 +32,7 @@ class Device:
     die_mm2: float | None = None
     datacenter: bool = True
     watts: float | None = None
+    cores: int = 1
     usd_per_hour: float | None = None
     date: str = ""
     specs: str = ""
@@ -47,6 +48,11 @@ class Device:
             if name in self.peak:
                 return self.peak[name] * 1e12
         return None
+
+    @property
+    def power(self) -> float | None:
+        """Watts of the whole device at work (a CPU's `watts` are per core)."""
+        return None if self.watts is None else self.watts * self.cores
 
     @property
     def memory_bytes(self) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,25 +52,33 @@ SHAPE: dict[str, Any] = {
 class RandomTokens:
     """An endless source of random rows."""
 
-    def __init__(self, vocab_size: int):
-        self.vocab_size, self.generator = vocab_size, torch.Generator().manual_seed(1)
+    def __init__(self, vocab_size: int, rows: int = ROWS, length: int = LENGTH):
+        self.vocab_size, self.rows, self.length = vocab_size, rows, length
+        self.generator = torch.Generator().manual_seed(1)
 
     def next_step(self, progress: float) -> list[Batch]:
-        """One micro-batch of ROWS x LENGTH tokens."""
-        ids = torch.randint(0, self.vocab_size, (ROWS, LENGTH + 1), generator=self.generator)
-        return [Batch(ids[:, :-1], ids[:, 1:].clone(), tokens=ROWS * LENGTH)]
+        """One micro-batch of rows x length tokens."""
+        ids = torch.randint(0, self.vocab_size, (self.rows, self.length + 1), generator=self.generator)
+        return [Batch(ids[:, :-1], ids[:, 1:].clone(), tokens=self.rows * self.length)]
 
 
-def trainer(matrices: str, dtype: str) -> Trainer:
-    """A trainer of the benchmark's shape; `matrices` is adamw or muon."""
-    config = ModelConfig.from_dict(SHAPE)
+def trainer(
+    matrices: str,
+    dtype: str,
+    *,
+    shape: Mapping[str, Any] = SHAPE,
+    rows: int = ROWS,
+    length: int = LENGTH,
+) -> Trainer:
+    """A trainer of the benchmark's shape, or another; `matrices` is adamw or muon."""
+    config = ModelConfig.from_dict(shape)
     network = CausalLM(config)
     init_weights(network, seed=1)
     recipe = StageRecipe(tokens=10**12, matrices=matrices, lr=1e-3)
     return Trainer(
         recipe,
         NextToken(network, recipe),
-        RandomTokens(config.vocab_size),
+        RandomTokens(config.vocab_size, rows, length),
         Optimizer(network.named_parameters(), recipe),
         router=RouterBalance(network),
         autocast=torch.bfloat16 if dtype == "bfloat16" else None,

@@ -1,0 +1,136 @@
+"""The measuring of `shoal cost calibrate`: the real trainer and the real engine on small reference networks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.cost.calibration import Calibration, Decoding, solve3
+from shoal.model import counts
+from shoal.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from shoal.ops.probe import Probe
+
+# Not shapes that anybody plans for: what is known of them is carried over to others.
+_MOE: dict[str, Any] = {
+    "model_type": "deepseek_v3", "vocab_size": 4096, "first_k_dense_replace": 1, "num_attention_heads": 4,
+    "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 16,
+    "n_shared_experts": 1, "num_experts_per_tok": 2, "routed_scaling_factor": 1.4, "n_group": 1, "topk_group": 1,
+    "max_position_embeddings": 1024,
+}  # fmt: skip
+SMALL_MOE = _MOE | {
+    "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384, "moe_intermediate_size": 96,
+}  # fmt: skip
+WIDE_MOE = _MOE | {
+    "hidden_size": 256, "num_hidden_layers": 5, "intermediate_size": 640, "moe_intermediate_size": 160,
+    "num_attention_heads": 8,
+}  # fmt: skip
+DENSE: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 4096, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 704, "max_position_embeddings": 1024,
+}  # fmt: skip
+WIDE_DENSE = DENSE | {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12,
+                      "intermediate_size": 2048}  # fmt: skip
+ROWS, LENGTH = 8, 512
+
+
+def calibrate(device: str, seconds: float, say: Any) -> Calibration:
+    """Measure for about `seconds`: a quarter for the peaks, the rest for the trainer and the engine in halves."""
+    from shoal.ops.probe import probe
+
+    say("products and memory reads ...")
+    peak = probe(device, fresh=True, seconds=seconds / 12)
+    training, decoding = None, []
+    if device == "cpu":
+        say("training steps ...")
+        training = _training(peak.best_dtype, seconds * 0.4, peak.gemm_flops_per_second[peak.best_dtype])
+        say("answers ...")
+        decoding = [_decoding(seconds * 0.35, peak)]
+    return Calibration(
+        device=peak.device,
+        threads=peak.threads,
+        measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        peak=peak.gemm_flops_per_second,
+        read_bytes_per_second=peak.read_bytes_per_second,
+        memory_bytes=_memory_bytes(device),
+        busy=peak.busy,
+        torch_device=device,
+        training_dtype=peak.best_dtype,
+        training=training,
+        decoding=decoding,
+    )
+
+
+def _memory_bytes(device: str) -> float:
+    if device.startswith("cuda"):
+        import torch
+
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _training(dtype: str, seconds: float, peak: float) -> dict[str, list[tuple[float, float]]]:
+    """Share of the peak by reference network, its best step: other programs only ever take time away."""
+    from shoal.ops.malloc import keep_freed_memory
+    from shoal.train.speed import trainer
+
+    keep_freed_memory()
+    found: dict[str, list[tuple[float, float]]] = {}
+    for kind, shape in (("moe", SMALL_MOE), ("moe", WIDE_MOE), ("dense", DENSE)):
+        one = trainer("muon", dtype, shape=shape, rows=ROWS, length=LENGTH)
+        one.train_step()
+        best, stop = float("inf"), time.perf_counter() + seconds / 3
+        while best == float("inf") or time.perf_counter() < stop:
+            began = time.perf_counter()
+            one.train_step()
+            best = min(best, time.perf_counter() - began)
+        config = ModelConfig.from_dict(shape)
+        flops = ROWS * LENGTH * counts.flops_per_token(config, LENGTH, training=True)
+        found.setdefault(kind, []).append((float(config.hidden_size), flops / best / peak))
+    return found
+
+
+def _decoding(seconds: float, peak: Probe) -> Decoding:
+    """Seconds of a step by dense layer, MoE layer and weight, from three random networks behind the real engine."""
+    from shoal.engine.measure import measure
+    from shoal.engine.open import open_model
+    from shoal.model import registry
+    from shoal.model.checkpoint.save import save_checkpoint
+    from shoal.model.init import init_weights
+    from shoal.model.transformer import CausalLM
+
+    nano = registry.find("nano")
+    assert nano is not None, "the package holds nano"
+    rows, values, dtype = [], [], ""
+    for shape in (SMALL_MOE, DENSE, WIDE_DENSE):
+        config = ModelConfig.from_dict(shape)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "reference"
+            network = CausalLM(config)
+            init_weights(network, seed=1)
+            save_checkpoint(folder, network)
+            for name in (
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "chat_template.jinja",
+                "special_tokens_map.json",
+            ):
+                shutil.copyfile(nano.path / name, folder / name)
+            with contextlib.closing(open_model(folder, context=256, speculate="off")) as opened:
+                dtype = opened.dtype
+                best, stop = 0.0, time.perf_counter() + seconds / 4
+                while not best or time.perf_counter() < stop:
+                    figures = measure(opened, peak, prompt_tokens=16, answer_tokens=48, streams=(1,))
+                    best = max(best, figures[-1].value)
+        moe = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
+        rows.append(
+            (float(config.num_hidden_layers - moe), float(moe), float(counts.matrices_active(config)))
+        )
+        values.append(1 / best)
+    return Decoding(dtype, *solve3(rows, values))

@@ -1,0 +1,150 @@
+"""What this machine was measured to do: its own row of the catalogue, and rules that carry it to other networks.
+
+`shoal cost calibrate` writes it (`$SHOAL_HOME/calibration.json`): the peak of products by dtype and of memory reads
+(ops/probe.py), steps of the real trainer on three reference networks, answers of the real engine on three. None of
+them is a network that people plan for, so that a plan for those is a prediction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.cost.hardware import Device, device_entry
+from shoal.errors import ShoalError
+from shoal.files import atomic_write_text, shoal_home
+from shoal.model import counts
+from shoal.model.config import ModelConfig
+
+_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A decoding step of one stream, in seconds: a x dense layers + b x MoE layers + c x weights read."""
+
+    dtype: str
+    per_dense_layer: float
+    per_moe_layer: float
+    per_weight: float
+
+    def step_seconds(self, c: ModelConfig) -> float:
+        moe = sum(c.is_moe_layer(i) for i in range(c.num_hidden_layers))
+        dense = c.num_hidden_layers - moe
+        weights = counts.matrices_active(c)
+        return self.per_dense_layer * dense + self.per_moe_layer * moe + self.per_weight * weights
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """training: kind ("moe", "dense") -> [(hidden size, share of the peak), ...], with the dtype it was in.
+
+    busy: other programs were at work, so that every figure is too low.
+    """
+
+    device: str
+    threads: int
+    measured_at: str
+    peak: dict[str, float]
+    read_bytes_per_second: float
+    memory_bytes: float
+    busy: bool = False
+    torch_device: str = "cpu"
+    training_dtype: str = ""
+    training: dict[str, list[tuple[float, float]]] | None = None
+    decoding: list[Decoding] = field(default_factory=list)
+
+    def utilisation(self, c: ModelConfig, sequence: int) -> float:
+        """Share of the peak in training: between the reference widths a power law, outside the nearest of them."""
+        if not self.training:
+            raise ShoalError("training was not calibrated", hint="Run `shoal cost calibrate`.")
+        points = self.training["moe" if c.n_routed_experts else "dense"]
+        if len(points) == 1 or c.hidden_size <= points[0][0]:
+            return points[0][1]
+        for (low, a), (high, b) in itertools.pairwise(points):
+            if c.hidden_size <= high:
+                part = math.log(c.hidden_size / low) / math.log(high / low)
+                return a * (b / a) ** part
+        return points[-1][1]
+
+    def training_peak(self) -> float:
+        """FLOP/s that `utilisation` is a share of."""
+        return self.peak[self.training_dtype or max(self.peak, key=lambda name: self.peak[name])]
+
+    def step_seconds(self, c: ModelConfig, sequence: int, tokens: float) -> float:
+        """Predicted seconds of one training step."""
+        work = tokens * counts.flops_per_token(c, sequence, training=True)
+        return work / (self.training_peak() * self.utilisation(c, sequence))
+
+    def device_row(self) -> Device:
+        """This machine as a device of the catalogue; its 16-bit peak is the dtype that training was calibrated in."""
+        entry = device_entry(self.torch_device)
+        peak = {_NAMES[name]: rate / 1e12 for name, rate in self.peak.items() if name in _NAMES}
+        if self.training_dtype == "float32":  # faster here than its 16-bit products are: count against it
+            peak = {"fp32": peak["fp32"]}
+        base = entry or Device(key="here", match="", kind="gpu", source="not in the catalogue")
+        return dataclasses.replace(
+            base,
+            key="here",
+            name=f"this machine ({self.device})",
+            peak=peak,
+            memory_gb=self.memory_bytes / 1e9,
+            memory_gb_per_second=self.read_bytes_per_second / 1e9,
+            link_gb_per_second=None,
+            cores=max(self.threads, 1) if base.kind == "cpu" else 1,
+            specs=f"measured {self.measured_at}"
+            + (", on a busy machine: figures are too low" if self.busy else ""),
+        )
+
+    def save(self) -> None:
+        path = shoal_home() / "calibration.json"
+        atomic_write_text(path, json.dumps(dataclasses.asdict(self), indent=1))
+
+
+def load_calibration() -> Calibration | None:
+    """The saved calibration; None if there is none. Raises ShoalError when the file is damaged."""
+    path = shoal_home() / "calibration.json"
+    if not path.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values["decoding"] = [Decoding(**row) for row in values.get("decoding", [])]
+        if values.get("training"):
+            values["training"] = {k: [tuple(p) for p in v] for k, v in values["training"].items()}
+        return Calibration(**values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ShoalError(f"{path} is damaged: {error}", hint="Run `shoal cost calibrate` again.") from error
+
+
+def here() -> Calibration:
+    """The calibration, or an error that says how to make one."""
+    found = load_calibration()
+    if found is None:
+        raise ShoalError("this machine was not measured yet", hint="Run `shoal cost calibrate` (20 seconds).")
+    return found
+
+
+def solve3(rows: list[tuple[float, float, float]], values: list[float]) -> tuple[float, float, float]:
+    """x with rows . x = values, by Cramer's rule; a negative part is set to 0 and the rest scaled to the sum."""
+
+    def det(m: list[tuple[float, float, float]]) -> float:
+        (a, b, c), (d, e, f), (g, h, i) = m
+        return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+    whole = det(rows)
+    if abs(whole) < 1e-300:
+        raise ShoalError("the reference networks are too alike to tell their costs apart")
+    found = []
+    for column in range(3):
+        changed = [
+            tuple(value if k == column else row[k] for k in range(3))
+            for row, value in zip(rows, values, strict=True)
+        ]
+        found.append(max(det(changed) / whole, 0.0))  # type: ignore[arg-type]
+    made = sum(sum(r * x for r, x in zip(row, found, strict=True)) for row in rows)
+    scale = sum(values) / made if made else 1.0
+    return found[0] * scale, found[1] * scale, found[2] * scale

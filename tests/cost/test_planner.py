@@ -1,0 +1,374 @@
+"""The planner against figures that others published, counted themselves, or that a reader can work out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from shoal.cli.main import app
+from shoal.cost import formulas, hardware, planner, runs
+from shoal.cost.export_rule import classify
+from shoal.cost.formulas import Layout
+from shoal.cost.planner import Job, plan
+from shoal.errors import ShoalError, UsageError
+from shoal.model import counts
+from shoal.model.config import ModelConfig
+
+V3 = runs.known_model("deepseek-v3")
+
+
+@pytest.fixture(autouse=True)
+def fresh_catalogue() -> None:
+    hardware.catalogue.cache_clear()
+
+
+def get(key: str) -> hardware.Device:
+    return hardware.catalogue().get(key)
+
+
+def job(model: str = "llama-3.1-8b", device: str = "h100", **values: Any) -> Job:
+    return Job(runs.known_model(model), get(device), model, **values)
+
+
+# ---- FLOPs
+
+
+def test_v3_takes_250_gflop_per_token() -> None:
+    """DeepSeek's own figure, within 1%."""
+    assert sum(formulas.training_parts(V3, 4096).values()) == pytest.approx(250e9, rel=0.01)
+
+
+def test_llama_405b_flops_within_three_percent() -> None:
+    """2,448 GFLOP per token (3.8e25 FLOPs for 15.6T tokens) are published; T 4096."""
+    config = runs.known_model("llama-3.1-405b")
+    assert counts.flops_per_token(config, 4096, training=True) == pytest.approx(2448e9, rel=0.03)
+
+
+@pytest.mark.parametrize("name", runs.model_names())
+def test_parts_add_up_to_the_counts(name: str) -> None:
+    """`tests/model/test_counts.py` holds the counts against torch's counter of the real products."""
+    config = runs.known_model(name)
+    for mtp in (False, True):
+        parts = formulas.training_parts(config, 4096, mtp=mtp)
+        assert sum(parts.values()) == pytest.approx(counts.flops_per_token(config, 4096, True, mtp=mtp))
+
+
+def test_idle_experts_cost_their_gate_only() -> None:
+    """C93: doubling the experts with top-k fixed changes the router's FLOPs and no others."""
+    more = dataclasses.replace(V3, n_routed_experts=512)
+    before, after = formulas.forward_parts(V3, 4096), formulas.forward_parts(more, 4096)
+    assert after.pop("gates") == 2 * before.pop("gates") and after == before
+
+
+def test_a_window_counts_the_pairs_that_it_leaves() -> None:
+    pairs = sum(min(i, 3) for i in range(1, 9))  # a row of 8, a window of 3
+    assert (
+        formulas.mean_context(8, 3, 1.0) / 2 * 8 == pairs - 3 / 2
+    )  # without the diagonal's half, as the causal T/2
+    assert formulas.mean_context(8192, 4096, 0.75) == 0.75 * 6144 + 0.25 * 8192
+
+
+def test_full_recomputation_is_one_more_forward() -> None:
+    parts = formulas.training_parts(V3, 4096, recompute="full")
+    assert parts["recomputation"] == pytest.approx(
+        sum(v for k, v in parts.items() if k != "recomputation") / 3
+    )
+
+
+# ---- published runs
+
+
+def test_v3_hours_by_its_predecessor_within_five_percent() -> None:
+    """The article's 2.664M hours; neither reading is calibrated on V3 itself."""
+    row = next(r for r in runs.validate()["rows"] if r["run"] == "deepseek-v3")
+    assert row["ratio_by_predecessor"] == pytest.approx(1, abs=0.05)
+    assert row["class"] == "moe" and row["ratio"] > 1.3 and row["reason"]
+
+
+def test_the_median_error_is_within_thirty_percent_and_every_miss_has_its_reason() -> None:
+    found = runs.validate()
+    assert found["median_absolute_error"] <= 0.30 and found["rows_with_a_source_seen"] >= 12
+    for row in found["rows"]:
+        assert abs(row["ratio"] - 1) <= 0.3 or row["reason"], row["run"]
+
+
+def test_no_class_is_derived_from_a_validation_row() -> None:
+    table = runs.runs()
+    alone = {key: run for key, run in table.items() if run.use == "calibration"}
+    assert runs.classes(alone) == runs.classes()
+    frozen = {"dense-large": 0.417, "moe": 0.252, "dense": 0.405, "generic": 0.240, "generic-small": 0.129}
+    for name, value in frozen.items():  # a changed class is a decision, not an accident
+        assert runs.classes()[name].value == pytest.approx(value, abs=0.001)
+
+
+def test_every_row_has_its_source_and_evidence() -> None:
+    for run in runs.runs().values():
+        assert run.source and run.evidence in "VSK" and get(run.device), run.key
+        assert run.use in ("calibration", "validation", "listed") and (run.use == "listed" or run.hours > 0)
+    assert all(run.evidence in "VS" for run in runs.runs().values() if run.use == "calibration")
+
+
+def test_deepseeks_day_is_reproduced() -> None:
+    """FACTS: $87,072 a day; 0.30 and 0.06 dollars per million tokens; nodes that follow from its own rates."""
+    day = runs.serving_day()
+    assert day["usd_per_day"] == pytest.approx(87072)
+    assert day["usd_per_million_out"] == pytest.approx(0.30, rel=0.01)
+    assert day["usd_per_million_in"] == pytest.approx(0.060, rel=0.01)
+    assert day["nodes_from_rates"] == pytest.approx(day["nodes_published"], rel=0.01)
+    made = plan(
+        job("deepseek-v3", "h800", kind="serve", count=144, prompts=10**7, prompt_tokens=4589, answer_tokens=800,
+            cached_share=0.5625, tokens_per_second=20, weight_bits=8)
+    )  # fmt: skip
+    assert made.serving["usd_per_million_out"] == pytest.approx(0.30, rel=0.02)
+    assert made.serving["usd_per_million_in"] == pytest.approx(0.060, rel=0.05)
+
+
+# ---- plans
+
+
+def test_v3_as_it_was_trained() -> None:
+    """Its layout: a step of 62.9M tokens took 19.93 s (their ISCA paper); traffic hides behind it; it fits."""
+    made = plan(
+        job("deepseek-v3", "h800", count=2048, tokens=14.8e12, pp=16, ep=64, sharding="zero1", like="deepseek-67b",
+            states="mixed-bf16-moments", recompute="selective", tokens_per_step=15360 * 4096)
+    )  # fmt: skip
+    assert made.device_hours == pytest.approx(2.664e6, rel=0.05) and made.usd == pytest.approx(
+        5.328e6, rel=0.05
+    )
+    assert made.step_seconds == pytest.approx(19.93, rel=0.05) and made.fits
+    assert made.communication["EP all-to-all"] / 50e9 / made.step_seconds == pytest.approx(0.31, abs=0.03)
+    assert "final run only" in made.left_out
+
+
+def test_budgets_are_solved_and_agree() -> None:
+    by_tokens = plan(job(tokens=1e9))
+    assert by_tokens.usd is not None
+    for given in (
+        {"budget_usd": by_tokens.usd},
+        {"budget_hours": by_tokens.hours},
+        {"budget_flops": by_tokens.flops},
+    ):
+        assert plan(job(**given)).tokens == pytest.approx(1e9)
+
+
+def test_the_link_decides_when_its_traffic_is_longer() -> None:
+    apart = plan(job(count=64, tokens=1e9, network_gb_per_second=0.05))
+    local = plan(job(count=64, tokens=1e9, network_gb_per_second=0.05, diloco_steps=500))
+    assert apart.limit.startswith("the link") and not local.limit.startswith("the link")
+    assert apart.device_hours > 5 * local.device_hours
+
+
+def test_memory_by_hand() -> None:
+    """7B in mixed precision: 2 + 4 + 12 bytes a weight, an eighth of it on each of 8 devices."""
+    config = runs.known_model("llama-2-7b")
+    parts = formulas.training_memory(config, Layout(8), 4096)
+    weights = counts.parameters_total(config)
+    assert parts["weights"] + parts["gradients"] + parts["optimiser"] == pytest.approx(18 * weights / 8)
+    lora = formulas.training_memory(config, Layout(1), 4096, lora_rank=16)
+    assert lora["optimiser"] < 0.01 * weights * 12 and lora["weights"] == pytest.approx(2 * weights, rel=0.01)
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    """The tally against the bytes that our own network saves for its backward pass (fp32: twice the 16-bit count)."""
+    import torch
+
+    from shoal.model.context import RowsContext
+    from shoal.model.transformer import CausalLM
+
+    config = ModelConfig.from_dict(
+        dict(model_type="llama", vocab_size=64, hidden_size=128, intermediate_size=344, num_hidden_layers=6,
+             num_attention_heads=4, num_key_value_heads=2)
+    )  # fmt: skip
+    network = CausalLM(config)
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        hidden = network(torch.randint(0, 64, (256,)), RowsContext(2, 128))
+    assert hidden.requires_grad
+    expected = 2 * formulas.activation_bytes(config, 256) * config.num_hidden_layers
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.25)
+
+
+def test_kinds_cost_what_they_do() -> None:
+    full, lora = plan(job(kind="sft", tokens=1e8)), plan(job(kind="lora", tokens=1e8))
+    assert 0.6 < lora.flops / full.flops < 0.75  # 4p instead of 6p, attention and adapters whole
+    taught = plan(job(kind="distill", tokens=1e8, teacher=runs.known_model("llama-3.1-70b"), weight_bits=4))
+    assert taught.flops_per_token["teacher, forward"] > 2 * full.flops / 1e8 / 3
+    rl = plan(job("smollm2-360m", kind="grpo", prompts=100, samples=8))
+    assert rl.tokens == 100 * 8 * 1024 and rl.flops_per_token["rollouts"] > 0
+    long = plan(job(kind="extend", tokens=1e8, sequence=131072, recompute="full"))
+    assert long.flops > 2 * full.flops
+
+
+def test_an_unknown_figure_stays_unknown() -> None:
+    made = plan(job(device="ascend910c", tokens=1e9))
+    assert made.usd is None and made.kwh is None and any("price" in note for note in made.notes)
+
+
+def test_money_in_three_currencies_at_a_dated_rate() -> None:
+    values = plan(job(tokens=1e9)).to_dict()
+    assert set(values["money"]) >= {"USD", "JPY", "CNY"} and values["currency_date"]
+    book = hardware.catalogue()
+    assert values["money"]["JPY"] == pytest.approx(values["usd"] * book.currencies["JPY"])
+
+
+# ---- the export rule
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "name"),
+    [
+        ("a100", "2022-10", "3A090.a"),
+        ("a800", "2022-10", "not 3A090"),  # the link: what it was made for
+        ("h800", "2022-10", "not 3A090"),
+        ("h800", "2023-10", "3A090.a"),
+        ("a800", "2023-10", "3A090.a"),
+        ("h20", "2023-10", "not 3A090"),
+        ("rtx4090", "2023-10", "3A090.a"),
+        ("rtx4090", "2022-10", "not 3A090"),
+        ("rtx3090", "2023-10", "not 3A090"),  # not for data centres
+        ("m4max", "2026-01", "not 3A090"),
+        ("ascend910b", "2022-10", "unknown"),  # its link is not known
+    ],
+)
+def test_export_classes(device: str, version: str, name: str) -> None:
+    assert classify(get(device), version).name == name
+
+
+def test_export_figures_and_review() -> None:
+    """Published: H100 TPP 15,832 and density 19.4, H20 2.9; H200 is the chip that the 2026 rule was written for."""
+    h100, h20 = classify(get("h100")), classify(get("h20"))
+    assert h100.tpp == 15832 and h100.performance_density == pytest.approx(19.4, abs=0.1)
+    assert h20.tpp == 2368 and h20.performance_density == pytest.approx(2.9, abs=0.05)
+    assert classify(get("h200")).review.startswith("case-by-case")
+    assert classify(get("b200")).review.startswith("presumption of denial")
+    small = dataclasses.replace(get("h20"), peak={"bf16": 160.0}, die_mm2=None)
+    assert classify(small).name == "unknown"  # between 1,600 and 4,800 the die decides
+    assert classify(dataclasses.replace(small, die_mm2=700.0)).name == "3A090.b"
+    assert classify(dataclasses.replace(small, die_mm2=400.0)).name == "3A090.a"
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"tokens": 0}, "above 0"),
+        ({}, "only one"),
+        ({"tokens": 1e9, "budget_usd": 5.0}, "only one"),
+        ({"tokens": 1e9, "kind": "pretraining"}, "pretrain"),
+        ({"tokens": 1e9, "usd_per_hour": 2.0}, "date"),
+        ({"tokens": 1e9, "utilisation": 1.4}, "peak"),
+        ({"tokens": 1e9, "tp": 5}, "Take a multiple|divide"),
+        ({"tokens": 1e9, "kind": "distill"}, "teacher"),
+        ({"kind": "serve"}, "prompts"),
+        ({"tokens": 1e9, "like": "gpt-9"}, "There are"),
+    ],
+)
+def test_bad_jobs_say_what_would_work(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        plan(job(**values))
+
+
+def test_too_few_devices_for_the_weights() -> None:
+    with pytest.raises(UsageError, match="cannot hold the weights") as caught:
+        plan(job("deepseek-v3", "rtx4090", count=8, tokens=1e9))
+    assert "would hold it" in str(caught.value)
+
+
+def test_an_unknown_chip_gets_the_nearest_names() -> None:
+    with pytest.raises(UsageError, match="h100"):
+        get("h10O")
+
+
+def test_a_price_without_a_date_is_refused(home: Any) -> None:
+    (home / "hardware.toml").write_text("[rtx4090]\nusd_per_hour = 0.4\n")
+    with pytest.raises(ShoalError, match="without a date"):
+        hardware.catalogue()
+
+
+def test_impossible_shapes_come_from_the_configuration() -> None:
+    result = CliRunner().invoke(
+        app, ["cost", "plan", "deepseek-v3", "--set", "num_experts_per_tok=400", "--tokens", "1T"]
+    )
+    assert result.exit_code == 1 and "num_experts_per_tok" in str(result.exception)
+    result = CliRunner().invoke(
+        app, ["cost", "plan", "llama-3.1-8b", "--set", "num_key_value_heads=5", "--tokens", "1T"]
+    )
+    assert result.exit_code == 1 and "num_key_value_heads" in str(result.exception)
+
+
+# ---- the command
+
+
+def test_the_command_speaks_json_and_explains() -> None:
+    arguments = [
+        "cost",
+        "plan",
+        "deepseek-v3",
+        "--tokens",
+        "14.8T",
+        "--device",
+        "h800",
+        "--count",
+        "2048",
+        "--json",
+    ]
+    values = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert values["tokens"] == 14.8e12 and values["utilisation"]["class"] == "moe" and values["steps"]
+    text = CliRunner().invoke(app, [*arguments[:-1], "--explain"]).stdout
+    assert "the working" in text and "final run only" in text and "JPY" in text
+
+
+def test_the_same_job_on_other_devices() -> None:
+    arguments = [
+        "cost",
+        "compare",
+        "llama-3.1-8b",
+        "--tokens",
+        "1T",
+        "--count",
+        "64",
+        "--devices",
+        "h100,h20",
+        "--json",
+    ]
+    rows = json.loads(CliRunner().invoke(app, arguments).stdout)["rows"]
+    assert rows[1]["hours"] == pytest.approx(rows[0]["hours"] * 989 / 148)
+    assert rows[0]["export"]["class"] == "3A090.a" and rows[1]["export"]["class"] == "not 3A090"
+    assert "H20" in CliRunner().invoke(app, ["cost", "compare"]).stdout
+
+
+def test_validate_prints_every_row() -> None:
+    text = CliRunner().invoke(app, ["cost", "validate"]).stdout
+    assert all(key in text for key, run in runs.runs().items() if run.use == "validation")
+    assert "median" in text and "why:" in text
+
+
+def test_sums_of_money_are_read_at_the_dated_rate() -> None:
+    from shoal.cli.cost import dollars, number
+
+    assert dollars("100") == dollars("100USD") == 100
+    assert dollars("15725 JPY") == pytest.approx(15725 / hardware.catalogue().currencies["JPY"])
+    assert number("14.8T", "x") == 14.8e12 and number("2e9", "x") == 2e9
+    for bad in ("ten", "1.2.3"):
+        with pytest.raises(UsageError):
+            number(bad, "x")
+
+
+def test_the_smallest_machine_holds_it_and_half_of_it_does_not() -> None:
+    found = planner.smallest_machines(lambda n: 300e9 / n)
+    h100 = next(m for m in found if m["device"] == "h100")
+    assert h100["count"] == 4 and found == sorted(found, key=lambda m: (m["memory_bytes"], m["count"]))
