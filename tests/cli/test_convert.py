@@ -76,7 +76,16 @@ def test_there_and_back_loses_nothing(tmp_path: Path, source: Path, tokenizer: T
 
 @pytest.mark.parametrize(
     ("quant", "target", "dtype"),
-    [("8", "x.gguf", "q8_0"), ("8", "x", "fp8"), ("fp8", "x", "fp8"), ("none", "x", "float32")],
+    [
+        ("8", "x.gguf", "q8_0"),
+        ("8", "x", "fp8"),
+        ("fp8", "x", "fp8"),
+        ("none", "x", "float32"),
+        ("4", "x.gguf", "q4_0"),
+        ("q4_0", "x.gguf", "q4_0"),
+        ("f16", "x.gguf", "float16"),
+        ("bf16", "x", "bfloat16"),
+    ],
 )
 def test_quant_is_short_for_a_format(
     tmp_path: Path, source: Path, quant: str, target: str, dtype: str
@@ -85,8 +94,25 @@ def test_quant_is_short_for_a_format(
     assert result.exit_code == 0 and json.loads(result.stdout)["dtype"] == dtype
 
 
+def test_four_bits_leave_embedding_and_head_eight(tmp_path: Path, source: Path) -> None:
+    convert(source, tmp_path / "x.gguf", "--quant", "q4_0")
+    types = {name: tensor.type for name, tensor in read_file(tmp_path / "x.gguf").tensors.items()}
+    assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
+    assert types["blk.1.ffn_up_exps.weight"] == types["blk.0.attn_q.weight"] == "Q4_0"
+    assert types["blk.1.ffn_gate_inp.weight"] == types["output_norm.weight"] == "F32"
+    before, after = state(source), state(tmp_path / "x.gguf")
+    for name, weight in before.items():
+        error = (after[name].float() - weight.float()).norm() / weight.float().norm().clamp(min=1e-9)
+        assert error < 0.12, name  # a uniform step of a sixteenth
+
+
 def test_quant_nonsense(tmp_path: Path, source: Path) -> None:
-    for options in (("--quant", "3"), ("--quant", "8", "--dtype", "fp8"), ("--quant", "q8_0")):
+    for options in (
+        ("--quant", "3"),
+        ("--quant", "8", "--dtype", "fp8"),
+        ("--quant", "q8_0"),
+        ("--quant", "4"),
+    ):
         with pytest.raises(UsageError):
             convert(source, tmp_path / "x", *options)
 

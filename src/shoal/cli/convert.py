@@ -16,8 +16,17 @@ from shoal.errors import ShoalError, UsageError
 if TYPE_CHECKING:
     from shoal.model.checkpoint.save import FolderDtype, GgufDtype
 
-_FOLDER, _GGUF = ("float32", "bfloat16", "float16", "fp8"), ("float32", "bfloat16", "float16", "q8_0")
-_OF_STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "fp8", "Q8_0": "q8_0"}
+_FOLDER = ("float32", "bfloat16", "float16", "fp8")
+_GGUF = ("float32", "bfloat16", "float16", "q8_0", "q4_0")
+_OF_STORED = {
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F8_E4M3": "fp8",
+    "Q8_0": "q8_0",
+    "Q4_0": "q4_0",
+}
+_SHORT = {"none": "float32", "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -35,11 +44,13 @@ def command(
     ),
     target: Path = typer.Argument(..., metavar="DST", help="A new folder; or a file ending in .gguf."),
     dtype: str | None = typer.Option(
-        None, help="float32, bfloat16, float16, fp8 (folders), q8_0 (GGUF). Default: as the source is stored."
+        None,
+        help="float32, bfloat16, float16, fp8 (folders), q8_0, q4_0 (GGUF). Default: as the source is stored.",
     ),
     quant: str | None = typer.Option(
         None,
-        help="8: the 8-bit format of DST, q8_0 (GGUF) or fp8 (folders). none: float32. In place of --dtype.",
+        help="8: the 8-bit format of DST, q8_0 (GGUF) or fp8 (folders). 4: q4_0 (GGUF). q8_0, q4_0, f16, bf16: by"
+        " name. none: float32. In place of --dtype.",
     ),
     force: bool = typer.Option(
         False, "--force", help="Replace what is at DST (a checkpoint or a .gguf file only)."
@@ -64,7 +75,11 @@ def command(
     if quant is not None:
         if dtype is not None:
             raise UsageError("--quant and --dtype both name a format", hint="Give one of them.")
-        formats = {"none": "float32", "8": "q8_0" if to_gguf else "fp8", "q8_0": "q8_0", "fp8": "fp8"}
+        formats = (
+            _SHORT
+            | {"8": "q8_0" if to_gguf else "fp8", "4": "q4_0"}
+            | dict(zip(allowed, allowed, strict=True))
+        )
         if quant not in formats:
             raise UsageError(f"unknown --quant {quant}", hint=f"One of {', '.join(formats)}.")
         dtype = formats[quant]

@@ -32,14 +32,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 FolderDtype = Literal["float32", "bfloat16", "float16", "fp8"]
-GgufDtype = Literal["float32", "bfloat16", "float16", "q8_0"]
+GgufDtype = Literal["float32", "bfloat16", "float16", "q8_0", "q4_0"]
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "fp8": torch.bfloat16,
 }
-_GGUF = {"float32": ("F32", 0), "float16": ("F16", 1), "q8_0": ("Q8_0", 7), "bfloat16": ("BF16", 32)}
+_GGUF = {
+    "float32": ("F32", 0),
+    "float16": ("F16", 1),
+    "q4_0": ("Q4_0", 2),
+    "q8_0": ("Q8_0", 7),
+    "bfloat16": ("BF16", 32),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +236,8 @@ def save_gguf(
     """Write a GGUF file; returns notices for people (what could not be kept as asked).
 
     `tokenizer` is the tokenizer's own metadata (`Tokenizer.to_gguf`). Vectors and router matrices are fp32, as
-    llama.cpp wants them; rows that do not fit Q8_0's blocks of 32 are fp16. Multi-token prediction layers are left
-    out, because most readers of GGUF refuse a deepseek2 file that has them.
+    llama.cpp wants them; rows that do not fit blocks of 32 are fp16; with q4_0 embedding and head have 8 bits.
+    Multi-token prediction layers are left out, because most readers of GGUF refuse a deepseek2 file that has them.
     """
     path = Path(path)
     config, (coded_as, file_type) = weights.config, _GGUF[dtype]
@@ -245,7 +251,7 @@ def save_gguf(
     for parameter, shape in parameter_shapes(config).items():
         for entry in _gguf_entries(parameter, shape, weights, coded_as):
             entries.append(entry)
-            if entry.type != coded_as and entry.type != "F32":
+            if entry.type == "F16" != coded_as:
                 fallen.append(entry.name)
     if config.rope_scaling and config.rope_scaling["rope_type"] == "llama3":
         divisors = gguf_map.llama3_divisors(config)
@@ -321,4 +327,6 @@ def _gguf_entries(
 def _type(name: str, shape: tuple[int, ...], coded_as: str) -> str:
     if len(shape) == 1 or ".ffn_gate_inp." in name:
         return "F32"
+    if coded_as == "Q4_0" and name in ("token_embd.weight", "output.weight"):
+        coded_as = "Q8_0"  # four bits cost most there
     return coded_as if gguf.fits(coded_as, shape) else "F16"
