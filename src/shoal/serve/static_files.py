@@ -59,7 +59,10 @@ class StaticFiles:
         found = self.files.get(request.path_params["path"])
         if found is None:
             raise ApiError(404, "there is no such file")
-        return self._answer(request, found)
+        answer = self._answer(request, found)
+        if request.path_params["path"] == "sw.js":
+            answer.headers["service-worker-allowed"] = "/"  # it keeps the page itself, which lies above it
+        return answer
 
     def _answer(self, request: Request, file: File) -> Response:
         headers = {
