@@ -11,4 +11,6 @@ try:
     core = importlib.import_module("shoal.ops.native._core")
 except ImportError as _error:
     available = False
-    missing_reason = f"The native CPU kernels are not built ({_error}): answers come from PyTorch, several times slower."
+    missing_reason = (
+        f"The native CPU kernels are not built ({_error}): answers come from PyTorch, several times slower."
+    )

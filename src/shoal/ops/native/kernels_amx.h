@@ -69,21 +69,32 @@ void amx_tile(const Loose& w, int8_t* const q, const float* scales, const int32_
         if (t < valid) store_n(y + t * ldy, total[t], rows);
 }
 
+// Row blocks that are unpacked together: each tile of activations is then used from the nearest cache, and the outputs of
+// a token are written side by side.
+constexpr int kTogether = 4;
+
 template <Format F> void amx_matmul(const Matrix& w, const Activations& x, int tokens, float* y, ptrdiff_t ldy, int begin, int end) {
     const int groups = x.groups(), last = tokens % 16, last_lines = (last + 3) / 4 * 4;
-    char* memory = (char*)thread_scratch(size_t(groups) * (512 + 2 * 4 * kRows));
-    Loose loose{(int8_t*)memory, (float*)(memory + groups * 512), (float*)(memory + groups * (512 + 4 * kRows))};
+    const size_t loose_bytes = size_t(groups) * (512 + 2 * 4 * kRows);
+    char* memory = (char*)thread_scratch(kTogether * loose_bytes);
+    Loose loose[kTogether];
+    for (int i = 0; i < kTogether; i++, memory += loose_bytes)
+        loose[i] = {(int8_t*)memory, (float*)(memory + groups * 512), (float*)(memory + groups * (512 + 4 * kRows))};
     TileConfig config;
     config.set(0, 16, 64), config.set(1, 16, kGroup), config.set(2, 8, 64);
     if (last) config.set(3, last_lines, 64), config.set(4, last_lines, kGroup);
+    asm volatile("" ::: "memory");  // GCC 12 thinks that 8 bytes of the configuration are read, and drops the other stores
     _tile_loadconfig(&config);
-    for (int b = begin; b < end; b++) {
-        const int rows = w.rows - b * kRows < kRows ? w.rows - b * kRows : kRows;
-        loosen<F>(w.data + b * w.block_bytes(), groups, loose);
+    for (int first = begin; first < end; first += kTogether) {
+        const int count = end - first < kTogether ? end - first : kTogether;
+        for (int i = 0; i < count; i++) loosen<F>(w.data + (first + i) * w.block_bytes(), groups, loose[i]);
         asm volatile("" ::: "memory");  // GCC's tile loads do not say that they read memory
         auto tile = [&](auto kernel, int t, int valid) {
             const Activations from = x.from(t);
-            kernel(loose, from.q, from.scale, from.sum, groups, valid, y + t * ldy + b * kRows, ldy, rows);
+            for (int i = 0; i < count; i++) {
+                const int row = (first + i) * kRows, rows = w.rows - row < kRows ? w.rows - row : kRows;
+                kernel(loose[i], from.q, from.scale, from.sum, groups, valid, y + t * ldy + row, ldy, rows);
+            }
         };
         int t = 0;
         for (; t + 16 <= tokens; t += 16) tile(amx_tile<F, 16, true>, t, 16);

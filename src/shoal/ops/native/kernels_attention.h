@@ -6,30 +6,96 @@
 // computed with it, nor on whether spans were spread over threads.
 #pragma once
 
-constexpr int kScoreRows = 6;  // rows that share each load of keys
+#if defined(__AVX512F__)
+constexpr int kRowsTogether = 12, kAccumulators = 24;  // rows that share each load of keys; sums that fit the registers
+#elif defined(__AVX2__)
+constexpr int kRowsTogether = 6, kAccumulators = 6;
+#else
+constexpr int kRowsTogether = 3, kAccumulators = 3;
+#endif
+// Vectors worked on at once for N rows: enough independent sums to keep the multipliers busy.
+constexpr int abreast(int rows) { return kAccumulators / rows > 4 ? 4 : kAccumulators / rows < 1 ? 1 : kAccumulators / rows; }
 
-// scores[r][p] for 16 positions of one tile, N rows.
-template <int N> inline void score_tile(const half* tile, int dim, const float* const* q, float scale, float* const* scores) {
-    vf dot[N];
-    for (int r = 0; r < N; r++) dot[r] = set1(0.0f);
+// scores[r][16 p ...] of P tiles of 16 positions, N rows.
+template <int N, int P> inline void score_tiles(const half* const* tile, int dim, const float* const* q, float scale, float* const* scores) {
+    vf dot[N][P];
+    for (int r = 0; r < N; r++)
+        for (int p = 0; p < P; p++) dot[r][p] = set1(0.0f);
     for (int d = 0; d < dim; d++) {
-        vf k = load_half(tile + d * 16);
-        for (int r = 0; r < N; r++) dot[r] = fma(k, set1(q[r][d]), dot[r]);
+        vf k[P];
+        for (int p = 0; p < P; p++) k[p] = load_half(tile[p] + d * 16);
+        for (int r = 0; r < N; r++) {
+            vf x = set1(q[r][d]);
+            for (int p = 0; p < P; p++) dot[r][p] = fma(k[p], x, dot[r][p]);
+        }
     }
-    for (int r = 0; r < N; r++) store(scores[r], mul(dot[r], set1(scale)));
+    for (int r = 0; r < N; r++)
+        for (int p = 0; p < P; p++) store(scores[r] + 16 * p, mul(dot[r][p], set1(scale)));
 }
 
-// out[r] += sum over `count` positions of p[r][position] * v[position], 16 columns, N rows.
-template <int N> inline void value_columns(const half* v, int v_dim, int count, const float* const* p, vf* total, int columns) {
+// total[r][c] += sum over `count` positions of p[r][position] * v[position], C times 16 columns, N rows.
+template <int N, int C> inline void value_columns(const half* v, int v_dim, int count, const float* const* p, vf (&total)[N][C], int columns) {
     for (int i = 0; i < count; i++) {
-        vf x = columns == 16 ? load_half(v + ptrdiff_t(i) * v_dim) : set1(0.0f);
-        if (columns < 16) {
+        const half* at = v + ptrdiff_t(i) * v_dim;
+        vf x[C];
+        if (columns == 16 * C) {
+            for (int c = 0; c < C; c++) x[c] = load_half(at + 16 * c);
+        } else {  // C is 1
             half part[16] = {};
-            __builtin_memcpy(part, v + ptrdiff_t(i) * v_dim, 2 * columns);
-            x = load_half(part);
+            __builtin_memcpy(part, at, 2 * columns);
+            x[0] = load_half(part);
         }
-        for (int r = 0; r < N; r++) total[r] = fma(x, set1(p[r][i]), total[r]);
+        for (int r = 0; r < N; r++) {
+            vf weight = set1(p[r][i]);
+            for (int c = 0; c < C; c++) total[r][c] = fma(x[c], weight, total[r][c]);
+        }
     }
+}
+
+struct Span {  // positions first .. first + most of a sequence, for one key head
+    const KvCache& c;
+    const int32_t* table;
+    int kv_head, first, most;
+    const half* tile(int p) const {
+        const int position = first + p, inner = position % c.block_size;
+        return c.k + table[position / c.block_size] * c.k_block() + (ptrdiff_t(kv_head) * c.block_size + inner) * c.k_dim;
+    }
+    const half* value(int p) const {
+        const int position = first + p, inner = position % c.block_size;
+        return c.v + table[position / c.block_size] * c.v_block() + (ptrdiff_t(kv_head) * c.block_size + inner) * c.v_dim;
+    }
+};
+
+template <int N, int P> void span_scores(const Span& s, int p, const float* const* q, float scale, float (*scores)[kSpan]) {
+    for (; p + 16 * (P - 1) < s.most; p += 16 * P) {
+        const half* tiles[P];
+        float* to[N];
+        for (int i = 0; i < P; i++) tiles[i] = s.tile(p + 16 * i);
+        for (int r = 0; r < N; r++) to[r] = scores[r] + p;
+        score_tiles<N, P>(tiles, s.c.k_dim, q, scale, to);
+    }
+    if constexpr (P > 1)
+        if (p < s.most) span_scores<N, 1>(s, p, q, scale, scores);
+}
+
+template <int N, int C> void span_values(const Span& s, int column, const float (*weights)[kSpan], float* const* out) {
+    for (; column + (C > 1 ? 16 * C : 1) <= s.c.v_dim; column += 16 * C) {
+        const int columns = s.c.v_dim - column < 16 * C ? s.c.v_dim - column : 16 * C;
+        vf total[N][C];
+        for (int r = 0; r < N; r++)
+            for (int c = 0; c < C; c++) total[r][c] = set1(0.0f);
+        for (int p = 0; p < s.most;) {
+            const int left = s.c.block_size - (s.first + p) % s.c.block_size, count = left < s.most - p ? left : s.most - p;
+            const float* from[N];
+            for (int r = 0; r < N; r++) from[r] = weights[r] + p;
+            value_columns<N, C>(s.value(p) + column, s.c.v_dim, count, from, total, columns);
+            p += count;
+        }
+        for (int r = 0; r < N; r++)
+            for (int c = 0; c < C; c++) store_n(out[r] + column + 16 * c, total[r][c], C > 1 ? 16 : columns);
+    }
+    if constexpr (C > 1)
+        if (column < s.c.v_dim) span_values<N, 1>(s, column, weights, out);
 }
 
 // N rows over one span. limit[r]: positions that row r sees, counted from the start of the span (may be <= 0).
@@ -40,26 +106,18 @@ void span_rows(const KvCache& c, const int32_t* table, int kv_head, int span, co
     alignas(64) float scores[N][kSpan];
     int most = 0;
     for (int r = 0; r < N; r++) most = limit[r] > most ? limit[r] : most;
-    const int per_block = c.block_size, first = span * kSpan;
-    for (int p = 0; p < most; p += 16) {
-        int position = first + p;
-        const half* tile = c.k + table[position / per_block] * c.k_block() + ptrdiff_t(kv_head) * per_block * c.k_dim +
-                           ptrdiff_t(position % per_block) * c.k_dim;
-        float* to[N];
-        for (int r = 0; r < N; r++) to[r] = scores[r] + p;
-        score_tile<N>(tile, c.k_dim, q, scale, to);
-    }
-    const float* weights[N];
+    const Span s{c, table, kv_head, span * kSpan, most};
+    span_scores<N, abreast(N)>(s, 0, q, scale, scores);
     for (int r = 0; r < N; r++) {
-        weights[r] = scores[r];
-        int n = limit[r];
+        const int n = limit[r];
         float top = -__builtin_inff(), whole = 0;
         if (n > 0) {
             top = largest(scores[r], n);
             vf total = set1(0.0f);
             in_vectors(n, [&](int i, int k) {
-                store_n(scores[r] + i, exp(sub(load_n(scores[r] + i, k), set1(top))), k);
-                total = add(total, load_n(scores[r] + i, k));
+                vf e = exp(sub(load_n(scores[r] + i, k), set1(top)));
+                store_n(scores[r] + i, e, k);
+                total = add(total, k == 16 ? e : load_part(scores[r] + i, k));
             });
             whole = sum(total);
         }
@@ -67,21 +125,7 @@ void span_rows(const KvCache& c, const int32_t* table, int kv_head, int span, co
         partial[r][c.v_dim] = top;
         partial[r][c.v_dim + 1] = whole;
     }
-    for (int column = 0; column < c.v_dim; column += 16) {
-        int columns = c.v_dim - column < 16 ? c.v_dim - column : 16;
-        vf total[N];
-        for (int r = 0; r < N; r++) total[r] = set1(0.0f);
-        for (int p = 0; p < most;) {
-            int position = first + p, offset = position % per_block;
-            int count = per_block - offset < most - p ? per_block - offset : most - p;
-            const half* v = c.v + table[position / per_block] * c.v_block() + (ptrdiff_t(kv_head) * per_block + offset) * c.v_dim;
-            const float* w[N];
-            for (int r = 0; r < N; r++) w[r] = weights[r] + p;
-            value_columns<N>(v + column, c.v_dim, count, w, total, columns);
-            p += count;
-        }
-        for (int r = 0; r < N; r++) store_n(partial[r] + column, total[r], columns);
-    }
+    span_values<N, abreast(N)>(s, 0, scores, partial);
 }
 
 // into = into merged with next, both [dim] values, maximum, sum. The values stay relative to their maximum.
@@ -130,7 +174,7 @@ inline void finish(const float* partial, int dim, float* out) {
 
 void attention_span(const KvCache& c, const AttentionTask& task, int kv_head, int span, float* partial) {
     Rows rows(c, task, kv_head);
-    span_some<kScoreRows>(c, rows, 0, task.queries * rows.group, span, partial);
+    span_some<kRowsTogether>(c, rows, 0, task.queries * rows.group, span, partial);
 }
 
 void attention_merge(const KvCache& c, const AttentionTask& task, int kv_head, int spans, const float* partial, ptrdiff_t stride) {
@@ -147,13 +191,13 @@ void attention_merge(const KvCache& c, const AttentionTask& task, int kv_head, i
 void attention(const KvCache& c, const AttentionTask& task, int kv_head, int first, int count) {
     Rows rows(c, task, kv_head);
     const int size = c.v_dim + 2, end = first + count;
-    float* whole = (float*)thread_scratch(sizeof(float) * 2 * kScoreRows * size);
-    float* next = whole + kScoreRows * size;
-    for (int row = first; row < end; row += kScoreRows) {
-        int n = end - row < kScoreRows ? end - row : kScoreRows;
-        span_some<kScoreRows>(c, rows, row, n, 0, whole);
+    float* whole = (float*)thread_scratch(sizeof(float) * 2 * kRowsTogether * size);
+    float* next = whole + kRowsTogether * size;
+    for (int row = first; row < end; row += kRowsTogether) {
+        int n = end - row < kRowsTogether ? end - row : kRowsTogether;
+        span_some<kRowsTogether>(c, rows, row, n, 0, whole);
         for (int s = 1; s * kSpan < rows.sees(row + n - 1); s++) {
-            span_some<kScoreRows>(c, rows, row, n, s, next);
+            span_some<kRowsTogether>(c, rows, row, n, s, next);
             for (int r = 0; r < n; r++)
                 if (s * kSpan < rows.sees(row + r)) merge(whole + r * size, next + r * size, c.v_dim);
         }
