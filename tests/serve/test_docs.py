@@ -8,10 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
 
+from shoal.serve.anthropic_api import MessagesRequest
 from shoal.serve.app import create_app
 from shoal.serve.models import ModelCard, ModelTable
 from shoal.serve.schemas import UNSUPPORTED, ChatRequest, CompletionRequest
@@ -69,6 +71,12 @@ TABLES: dict[str, tuple[str, dict[str, Any], set[str], set[str]]] = {
         {"prompt": "Hi", "max_tokens": 2},
         set(CompletionRequest.model_fields) - set(ChatRequest.model_fields) | {"logprobs"},
         set(),
+    ),
+    "Anthropic's Messages": (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
+        set(MessagesRequest.model_fields) | {"mcp_servers", "container"},
+        official(anthropic.resources.messages.Messages.create),
     ),
 }
 

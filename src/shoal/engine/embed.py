@@ -55,7 +55,9 @@ def _summed(engine: Engine, ids: Sequence[int]) -> NDArray[np.float64] | None:
         if same:
             chunk = ids[start : start + _CHUNK]
             blocks = table[: pool.blocks_for(start + len(chunk))]
-            hidden: Any = engine.runner.run([Chunk(chunk, start, blocks, logits=len(chunk), hidden=True)]).hidden
+            hidden: Any = engine.runner.run(
+                [Chunk(chunk, start, blocks, logits=len(chunk), hidden=True)]
+            ).hidden
             if not hidden or hidden[0] is None:
                 raise ShoalError("this model's runner gives no hidden states")
             rows = hidden[0].astype(np.float64).sum(axis=0)

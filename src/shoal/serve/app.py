@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
+from shoal.serve.anthropic_api import AnthropicApi
 from shoal.serve.app_api import AppApi
 from shoal.serve.errors import ApiError
 from shoal.serve.generation import Generations
@@ -46,6 +47,7 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
         Route("/health", health),
         Route("/metrics", show_metrics),
         *_api_routes(OpenAIApi(work), TokenApi(work)),
+        *_other_routes(AnthropicApi(work)),
         *page.routes(),
     ]
 
@@ -79,6 +81,14 @@ def _api_routes(api: OpenAIApi, tokens: TokenApi) -> list[Route]:
             Route(f"{prefix}/models/{{model:path}}", api.retrieve_model),
         ]
     return routes
+
+
+def _other_routes(anthropic: AnthropicApi) -> list[Route]:
+    """The other protocols."""
+    return [
+        Route("/v1/messages", Endpoint(anthropic.messages), methods=["POST"]),
+        Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
+    ]
 
 
 class _Routes:

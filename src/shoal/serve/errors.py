@@ -55,6 +55,15 @@ class ApiError(Exception):
         return json.dumps(self.body(), ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
+ANTHROPIC_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+
+
+def anthropic_body(error: ApiError, request_id: str) -> dict[str, Any]:
+    """The error in Anthropic's shape."""
+    fields = {"type": error.type, "message": error.message}
+    return {"type": "error", "error": fields, "request_id": request_id}
+
+
 class ClientGone(Exception):
     """The client closed the connection; nobody is left to answer."""
 

@@ -54,6 +54,9 @@ class OpenAIApi:
             "object": "model",
             "created": card.created,
             "owned_by": "shoal",
+            "type": "model",  # these three are Anthropic's
+            "display_name": card.id,
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(card.created)),
             "max_model_len": slot.context,
             "meta": {
                 "n_params": card.parameters,
@@ -69,7 +72,8 @@ class OpenAIApi:
 
     async def list_models(self, request: HttpRequest) -> Response:
         data = [self._model_object(self.models.slots[name]) for name in self.models.names()]
-        return JSONResponse({"object": "list", "data": data})
+        pages = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}  # Anthropic's
+        return JSONResponse({"object": "list", "data": data} | pages)
 
     async def retrieve_model(self, request: HttpRequest) -> Response:
         return JSONResponse(self._model_object(self.models.slot(request.path_params["model"])))

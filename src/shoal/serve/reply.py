@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.types import Receive, Send
@@ -37,6 +37,8 @@ class Reply:
         self._send, self.stream, self._every = send, stream, keep_alive_seconds
         self.headers = dict(headers)
         self.started = False
+        self.error_event: Callable[[ApiError], tuple[str | None, Any]] = lambda error: (None, error.body())
+        """The name and the data of the event that ends a stream with an error."""
         self._last = time.monotonic()
         self._lock = asyncio.Lock()  # the sign of life and the answer must not interleave
 
@@ -59,10 +61,11 @@ class Reply:
             with contextlib.suppress(asyncio.CancelledError):
                 await ticker
 
-    async def event(self, data: Any, *, event_id: int | None = None) -> None:
+    async def event(self, data: Any, *, event_id: int | None = None, name: str | None = None) -> None:
         """One event of a stream: `data` as JSON, or as it is when it is text."""
         text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
         head = f"id: {event_id}\n" if event_id is not None else ""
+        head += f"event: {name}\n" if name is not None else ""
         await self._write(f"{head}data: {text}\n\n".encode("utf-8", "replace"))
 
     async def end(self) -> None:
@@ -78,7 +81,8 @@ class Reply:
 
     async def _fail(self, error: ApiError) -> None:
         if self.stream:
-            await self.event(error.body())
+            name, data = self.error_event(error)
+            await self.event(data, name=name)
             await self.end()
         else:
             await self._write(error.json(), last=True)

@@ -342,8 +342,11 @@ class ChatRequest(Sampling):
 
     @property
     def parallel(self) -> bool:
-        """Whether several calls may come at once; a named tool is called once."""
-        return self.parallel_tool_calls is not False and self._named_tool() is None
+        """Whether several calls may come at once. A named tool is called once; an answer that must be a call is one,
+        unless more are asked for: a small model would go on calling."""
+        if self.must_call:
+            return self.parallel_tool_calls is True and self._named_tool() is None
+        return self.parallel_tool_calls is not False
 
     def _named_tool(self) -> str | None:
         choice = self.tool_choice

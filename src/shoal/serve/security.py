@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import json
 import logging
 import re
 import secrets
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
-from shoal.serve.errors import ApiError, ClientGone, from_shoal
+from shoal.serve.errors import ANTHROPIC_PATHS, ApiError, ClientGone, anthropic_body, from_shoal
 from shoal.serve.settings import LOCAL_OWNER, MAX_BODY_BYTES, MAX_HEADER_BYTES, ServerSettings, hash_key
 
 log = logging.getLogger("shoal.serve")
@@ -26,7 +27,7 @@ log = logging.getLogger("shoal.serve")
 PAGE_HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; manifest-src 'self'; "
+        "img-src 'self' data: blob:; font-src 'self'; connect-src 'self'; manifest-src 'self'; worker-src 'self'; "
         "form-action 'none'; base-uri 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types shoal dompurify"
     ),
@@ -107,7 +108,11 @@ class Door:
                 error = ApiError(500, f"a fault inside the server (request {request_id.decode()})",
                                  headers={"x-should-retry": "false"})  # fmt: skip
             if error and status == 0:
-                await send_error(error, send_with_headers)
+                if scope["path"] in ANTHROPIC_PATHS:
+                    body = json.dumps(anthropic_body(error, request_id.decode()), ensure_ascii=False)
+                    await send_error(error, send_with_headers, body.encode("utf-8", "backslashreplace"))
+                else:
+                    await send_error(error, send_with_headers)
             elif error:
                 raise error  # the answer has begun: the connection is cut
         finally:
@@ -254,8 +259,8 @@ def limited(receive: Receive) -> Receive:
     return counting
 
 
-async def send_error(error: ApiError, send: Send) -> None:
-    body = error.json()
+async def send_error(error: ApiError, send: Send, body: bytes | None = None) -> None:
+    body = error.json() if body is None else body
     headers = [(name.encode(), value.encode("latin-1")) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
