@@ -7,12 +7,14 @@ else: the arithmetic stands in step.cpp. No torch here.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.engine.native_threads import ThreadChoice
 from shoal.engine.native_weights import ROWS, Bytes, Floats, NativeWeights, aligned
 from shoal.engine.runner import Chunk, DraftChunk, RunnerOutput
 from shoal.errors import ShoalError
@@ -29,7 +31,7 @@ _IN, _Q_B, _OUT, _GATE_UP, _DOWN, _EXPERT_GATE_UP, _EXPERT_DOWN, _K_UP, _V_UP, _
 
 class NativeRunner:
     """Runs packed weights. `cache_positions` is how many tokens the cache holds for all sequences together;
-    `threads` bounds the cores it uses (default: those this process may use)."""
+    `threads` bounds the cores it uses (default: those this process may use); how many a step takes is measured."""
 
     has_mtp = False
 
@@ -48,6 +50,7 @@ class NativeRunner:
         self.block_size, self.prefill_chunk = block_size, prefill_chunk
         self.cache_blocks = max(1, cache_positions // block_size)
         self.threads = threads or available_threads()
+        self._choice = ThreadChoice(self.threads)
         self._step = core.Step(_shape(config), self.cache_blocks, block_size, self.threads)
         self._in = _describe(self._step, weights)
         self.block_bytes = self._step.cache_block_bytes
@@ -61,6 +64,8 @@ class NativeRunner:
         counts = [chunk.logits for chunk in chunks]
         hidden_wanted = any(chunk.hidden for chunk in chunks)
         routing_wanted = any(chunk.routing for chunk in chunks)
+        tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        threads, began = self._choice.threads(tokens), time.perf_counter()
         logits, hidden, routing = self._step.run(
             [chunk.token_ids for chunk in chunks],
             [chunk.start for chunk in chunks],
@@ -70,8 +75,9 @@ class NativeRunner:
             hidden_wanted,
             routing_wanted,
             self.block_size,
-            self.threads,
+            threads,
         )
+        self._choice.took(tokens, time.perf_counter() - began)
         output = RunnerOutput(_split(logits, counts))
         if hidden is not None:
             parts = _split(hidden, counts)
