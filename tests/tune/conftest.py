@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from shoal.data.tokenizer import Tokenizer, train_tokenizer
+from shoal.model.checkpoint.save import save_checkpoint
 from shoal.model.config import ModelConfig
 from shoal.model.transformer import CausalLM
 
@@ -57,3 +59,25 @@ def network(request: pytest.FixtureRequest) -> CausalLM:
 @pytest.fixture
 def make_network() -> Callable[[str], CausalLM]:
     return random_network
+
+
+@pytest.fixture
+def base(
+    tmp_path: Path, make_network: Callable[[str], CausalLM], tokenizer: Tokenizer
+) -> Callable[[str], Path]:
+    """base(kind): a model folder with a receipt."""
+
+    def make(kind: str) -> Path:
+        folder = tmp_path / kind
+        receipt = {
+            "kind": "train",
+            "started_at": "",
+            "device": "d",
+            "seconds": 1.0,
+            "tokens": 5,
+            "flops": 1.0,
+        }
+        save_checkpoint(folder, make_network(kind), tokenizer_files=tokenizer.save, receipt=receipt)
+        return folder
+
+    return make

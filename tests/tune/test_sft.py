@@ -37,28 +37,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def base(
-    tmp_path: Path, make_network: Callable[[str], CausalLM], tokenizer: Tokenizer
-) -> Callable[[str], Path]:
-    """base(kind): a model folder."""
-
-    def make(kind: str) -> Path:
-        folder = tmp_path / kind
-        receipt = {
-            "kind": "train",
-            "started_at": "",
-            "device": "d",
-            "seconds": 1.0,
-            "tokens": 5,
-            "flops": 1.0,
-        }
-        save_checkpoint(folder, make_network(kind), tokenizer_files=tokenizer.save, receipt=receipt)
-        return folder
-
-    return make
-
-
 def recipe_file(
     tmp_path: Path, base: Path, rows: list[Any] | None = None, **sections: dict[str, Any]
 ) -> Path:

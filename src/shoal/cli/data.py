@@ -288,3 +288,49 @@ def _text(example: Document | Conversation, *, roles: bool = False) -> str:
         thought = f"({message.reasoning_content}) " if message.reasoning_content else ""
         said.append((f"{message.role}: " if roles else "") + thought + (message.content or ""))
     return "\n".join(said)
+
+
+@app.command("from-chats")
+def from_chats(
+    target: Path = typer.Argument(..., metavar="FILE", help="The .jsonl file to write."),
+    kind: str = typer.Option("sft", metavar="sft|preference|reward", help="Which rows; see below."),
+    owner: str = typer.Option("local", help="Whose chats, on a server with keys."),
+    force: bool = typer.Option(False, "--force", help="Replace FILE."),
+    as_json: bool = _JSON,
+) -> None:
+    """Turn the chat page's thumbs, edits and choices into rows to learn from.
+
+    sft: answers that were edited (as people wrote them) or got a thumbs-up. preference: an edited answer over the one
+    it replaced, the chosen of two answers, a thumbs-up over a thumbs-down on the same question. reward: every answer
+    with a thumb, as 1 or 0. Nothing leaves this machine.
+
+    Examples:
+
+      shoal data from-chats mine.jsonl
+
+      shoal data from-chats pairs.jsonl --kind preference
+    """
+    from shoal.files import atomic_write_text, shoal_home
+    from shoal.serve.feedback_rows import rows
+    from shoal.serve.store import Store
+
+    if kind not in ("sft", "preference", "reward"):
+        raise UsageError(f"unknown --kind {kind}", hint="sft, preference or reward.")
+    if target.exists() and not force:
+        raise ShoalError(f"{target} exists", hint="Choose another name, or replace it with --force.")
+    place = shoal_home() / "chats.sqlite"
+    if not place.is_file():
+        raise ShoalError(f"there are no chats yet ({place})", hint="shoal serve, and talk to a model.")
+    store = Store(place)
+    try:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows(store, owner, kind)]  # type: ignore[arg-type]
+    finally:
+        store.close()
+    if not lines:
+        raise ShoalError(
+            f"no answer gives a row of kind {kind}",
+            hint="Give thumbs on the page, edit an answer, or choose between two; then try again.",
+        )
+    atomic_write_text(target, "\n".join(lines) + "\n")
+    result = {"path": str(target), "rows": len(lines), "kind": kind}
+    typer.echo(json.dumps(result) if as_json else f"{target}: {len(lines)} rows ({kind})")

@@ -55,6 +55,114 @@ def sft(
     start("sft", context, recipe, run, resume, adapter, dry_run, seconds, as_json)
 
 
+@app.command("grpo", context_settings=SETTINGS)
+def grpo(
+    context: typer.Context,
+    recipe: Path | None = RECIPE,
+    run: Path | None = RUN,
+    resume: bool = RESUME,
+    adapter: str | None = ADAPTER,
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Show questions, their prompts and rewards, and end."
+    ),
+    seconds: float | None = SECONDS,
+    as_json: bool = JSON,
+) -> None:
+    """Learn from rewards: the model answers questions, a program judges, what scored better becomes likelier.
+
+    While it runs, RUN/board.html shows curves and samples. Rewards are built in, from reasoning-gym, or a function in
+    a file of yours (docs/reinforcement-learning.md). A killed run goes on with --resume and ends in the same weights.
+
+    Examples:
+
+      shoal tune grpo recipes/grpo-puzzles.toml --dry-run
+
+      shoal tune grpo recipes/grpo-puzzles.toml --run runs/puzzles --grpo.steps 50
+
+      shoal tune grpo --resume --run runs/puzzles
+    """
+    start("grpo", context, recipe, run, resume, adapter, dry_run, seconds, as_json)
+
+
+@app.command("distill", context_settings=SETTINGS)
+def distill(
+    context: typer.Context,
+    recipe: Path | None = RECIPE,
+    run: Path | None = RUN,
+    resume: bool = RESUME,
+    adapter: str | None = ADAPTER,
+    dry_run: bool = DRY_RUN,
+    seconds: float | None = SECONDS,
+    as_json: bool = JSON,
+) -> None:
+    """Learn from a teacher: its answers, its distribution over your rows, or over the student's own answers.
+
+    The teacher is a local model; for answers also any OpenAI-compatible server (SHOAL_TEACHER_KEY holds its key).
+
+    Examples:
+
+      shoal tune distill recipes/tune-distill.toml --distill.teacher smollm2
+
+      shoal tune distill recipes/tune-distill.toml --distill.kind answers --distill.teacher http://127.0.0.1:8000
+    """
+    start("distill", context, recipe, run, resume, adapter, dry_run, seconds, as_json)
+
+
+@app.command("dpo", context_settings=SETTINGS)
+def dpo(
+    context: typer.Context,
+    recipe: Path | None = RECIPE,
+    run: Path | None = RUN,
+    resume: bool = RESUME,
+    adapter: str | None = ADAPTER,
+    dry_run: bool = DRY_RUN,
+    seconds: float | None = SECONDS,
+    as_json: bool = JSON,
+) -> None:
+    """Learn from preferences: rows of a prompt, the chosen and the rejected answer (DPO).
+
+    Examples:
+
+      shoal data from-chats preferences.jsonl --kind preference
+
+      shoal tune dpo recipes/tune-dpo.toml --dpo.source preferences.jsonl
+    """
+    start("dpo", context, recipe, run, resume, adapter, dry_run, seconds, as_json)
+
+
+@app.command("traces", context_settings=SETTINGS)
+def traces(
+    context: typer.Context,
+    recipe: Path = typer.Argument(..., help="A recipe with a [grpo] section."),
+    out: Path = typer.Option(..., metavar="FILE", help="Where the rows go (.jsonl)."),
+    n: int = typer.Option(2000, "--n", min=1, help="How many."),
+    level: str = typer.Option("1-5", metavar="N|N-M", help="Levels, in turn."),
+) -> None:
+    """Worked answers to a grpo recipe's questions, as rows for `shoal tune sft`.
+
+    Rewards sharpen what a model can already do now and then; a small model is first shown how. The questions are of the
+    training split and not those that grpo begins with.
+
+    Examples:
+
+      shoal tune traces recipes/shoal-think.toml --n 2000 --level 1-4 --out traces.jsonl
+
+      shoal tune sft recipes/shoal-think.toml --sft.source traces.jsonl
+    """
+    from shoal.files import atomic_write_text
+    from shoal.tune.recipe import load_tune_recipe
+
+    first, _, last = level.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+        raise UsageError(f"--level {level!r} is no level", hint="For example 1, or 1-4.")
+    loaded = load_tune_recipe(recipe, "grpo", context.args)
+    native = _protocol(loaded)[1].thinking == "native"
+    wanted = range(int(first), int(last or first) + 1)
+    rows = _environment(loaded).traces(n, native=native, levels=list(wanted))
+    atomic_write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    typer.echo(f"{n} rows in {out}")
+
+
 def start(
     method: str,
     context: typer.Context,
@@ -80,7 +188,7 @@ def start(
     words = [*context.args, *(["--adapter.kind", adapter] if adapter else [])]
     loaded = load_tune_recipe(recipe, method, words)
     if dry_run:
-        typer.echo(_rows(loaded, method))
+        typer.echo(_questions(loaded) if method == "grpo" else _rows(loaded, method))
         return
     folder = run or Path("runs") / loaded.run.name
 
@@ -103,17 +211,64 @@ def start(
         )
 
 
-def _rows(recipe: Any, method: str) -> str:
-    """What --dry-run shows; no weight is read."""
+def _questions(recipe: Any) -> str:
+    """What --dry-run of grpo shows: a question of every task as the model gets it, and what answers are worth."""
+    from shoal.tune.rewards import Judge
+
+    stage, environment = recipe.grpo, _environment(recipe)
+    judge = Judge(stage.rewards)
+    _, protocol = _protocol(recipe)
+    lines = []
+    for example in environment.held_out("train", len(environment.tasks), level=stage.level):
+        judge.check(example.fields)
+        lines += [f"--- {example.id}", protocol.spell(example.messages, thinking=stage.thinking)]
+        tries = [("an empty answer", "")]
+        if example.solution:
+            thought = f"<think>\n{example.solution.reasoning_content}\n</think>\n"
+            tries.append(("a worked answer", thought + (example.solution.content or "")))
+        for name, text in tries:
+            judgement = judge(
+                example.question, text, {**example.fields, "completion_tokens": 1, "finish_reason": "stop"}
+            )
+            worth = judgement.failed or f"{judgement.total:g} {judgement.parts}"
+            lines.append(f"{name} {text!r}: {worth}")
+    return "\n".join(lines)
+
+
+def _environment(recipe: Any) -> Any:
+    from shoal.tune.environments import Environment
+
+    stage = recipe.grpo
+    return Environment(
+        stage.tasks,
+        seed=recipe.run.seed,
+        language=stage.language,
+        system=stage.system,
+        suffix=stage.suffix,
+    )
+
+
+def _protocol(recipe: Any) -> tuple[Any, Any]:
+    """(tokenizer, chat protocol) of the base; no weight is read."""
     from shoal.data.chat import protocol_for
     from shoal.model.checkpoint import load
     from shoal.tune import run
-    from shoal.tune.data import dry_run, read_data
 
     base = load.resolve(recipe.model.base)
     side_files = load.read_side_files(base)
     tokenizer = run.base_tokenizer(base, side_files)
     model_type = load.read_config(base).model_type
-    protocol = protocol_for(tokenizer, model_type=model_type, chat_template=side_files.chat_template)
+    return tokenizer, protocol_for(tokenizer, model_type=model_type, chat_template=side_files.chat_template)
+
+
+def _rows(recipe: Any, method: str) -> str:
+    """What --dry-run shows; no weight is read."""
+    from shoal.tune.data import dry_run, read_data
+
+    tokenizer, protocol = _protocol(recipe)
     stage = getattr(recipe, method)
+    if method == "dpo":
+        from shoal.tune.dpo import dry_run as pairs
+
+        return pairs(stage, tokenizer, protocol)
     return dry_run(read_data(stage, recipe.run.seed), stage, tokenizer, protocol)

@@ -57,6 +57,17 @@ def documents(
     return examples if split is None else only(examples, split, shares)
 
 
+def raw_rows(spec: str | Path) -> Iterator[tuple[str, Any]]:
+    """(place, JSON value) of every row of a .jsonl file (also .gz, .zst), for rows of another shape than `SHAPES`."""
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise ShoalError(f"there is no file {spec}", hint="Give a .jsonl file.")
+    for number, line in _lines(path):
+        if line := line.strip().removeprefix("\ufeff"):
+            where = f"{path}, line {number}"
+            yield where, _parsed(line, where)
+
+
 def example_of(row: Any, where: str = "row", meta: Mapping[str, Any] | None = None) -> Example:
     """A row in one of `SHAPES` as a document or a conversation. `where` is named in errors."""
     if not isinstance(row, Mapping):

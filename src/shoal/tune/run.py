@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from shoal.cost.receipt import Receipt
 from shoal.data.chat import protocol_for
 from shoal.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
+from shoal.engine.torch_runner import TorchRunner
 from shoal.errors import ShoalError
 from shoal.files import atomic_write_text, read_text
 from shoal.model import counts, registry
-from shoal.model.adapters import Adapter, adaptable, choose_experts, load_adapter, new_esft, new_lora
+from shoal.model.adapters import Adapter, adaptable, choose_experts, load_adapter, new_esft, new_lora, twin
 from shoal.model.checkpoint import adapter_files, load
 from shoal.model.checkpoint.source import open_source
 from shoal.model.config import ModelConfig
@@ -94,6 +96,8 @@ class TuneRun(Run):
             )
         self.side_files = load.read_side_files(self.base_path)
         self.adapter: Adapter | None = None
+        self.extra: dict[str, Any] = {}
+        """What a method keeps between `prepare`, `parts` and `measure`."""
         try:
             super().__init__(cast(Recipe, recipe), folder, resume=resume, seconds=seconds, shown=shown)
         except BaseException:
@@ -132,21 +136,24 @@ class TuneRun(Run):
 
     def _network(self) -> CausalLM:
         kind = self.tuning.adapter.kind
-        network = load.load_network(self.base_path, device=self.device)
+        network = self.fresh_network()
         self.selection = adaptable(network)
         if kind == "none":
             if self.state:
                 network.load_state_dict(self.state.tensors["network"])
             return network
-        network.requires_grad_(False)
         if start := self.tuning.adapter.start:
             adapter_files.check_base(load.resolve(start), self.base_path)
             self.adapter = load_adapter(load.resolve(start), self.config)
             if self.adapter.config.kind != kind:
                 raise ShoalError(f"{start} is of kind {self.adapter.config.kind}, the recipe says {kind}")
-        return self._frozen(network)
+        return self.frozen(network)
 
-    def _frozen(self, network: CausalLM) -> CausalLM:
+    def fresh_network(self) -> CausalLM:
+        """The base as it was before this run."""
+        return load.load_network(self.base_path, device=self.device)
+
+    def frozen(self, network: CausalLM) -> CausalLM:
         """Matrices of a frozen base in the dtype they are multiplied in: half the memory, no cast in every pass."""
         if (dtype := self.machine.autocast) is not None:
             for module in network.modules():
@@ -154,7 +161,7 @@ class TuneRun(Run):
                     for parameter in module.parameters(recurse=False):
                         if parameter.ndim > 1:
                             parameter.data = parameter.data.to(dtype)
-        return network
+        return network.requires_grad_(False)
 
     def _parent(self) -> Receipt | None:
         start = self.tuning.adapter.start
@@ -167,6 +174,10 @@ class TuneRun(Run):
         if self._data is None:
             self._data = read_data(getattr(self.tuning, self.method), self.tuning.run.seed)
         return self._data
+
+    def use_rows(self, stage: TuneStage) -> None:
+        """Take the rows from `stage` instead of the recipe's."""
+        self._data = read_data(stage, self.tuning.run.seed)
 
     def parts(self, stage: str, recipe: StageRecipe) -> Parts:
         return cast(Parts, self.module.parts(self, recipe))
@@ -232,11 +243,40 @@ class TuneRun(Run):
         assert self.adapter is not None
         return self.selection.use([])
 
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """What a forward pass outside the trainer runs under."""
+        dtype = self.machine.autocast
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+    def sampling_runner(self, positions: int) -> TorchRunner:
+        """The model as it moves, for sampling: over the same weights, with the adapter unmerged as "policy"."""
+        self._sampler = twin(self.network).to(self.machine.autocast or torch.float32)
+        runner = TorchRunner(self._sampler, cache_positions=positions)
+        if self.adapter is not None:
+            factors = {m: (f.a, f.b, f.scale) for m, f in self.adapter.factors.items()}
+            runner.load_adapter(
+                "policy", factors
+            )  # the tensors themselves: what the trainer moves is seen at once
+        return runner
+
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around rollouts: weights that all move, and are sampled in another dtype, are copied over first."""
+        if self.adapter is None and self.machine.autocast:
+            with torch.no_grad():
+                for mine, theirs in zip(self.network.parameters(), self._sampler.parameters(), strict=True):
+                    theirs.copy_(mine)
+        yield
+
     # ---- what a stage asks its run for
 
+    def forward_flops(self, context: int, config: ModelConfig | None = None) -> float:
+        """Of a pass without gradients, per token."""
+        return counts.flops_per_token(config or self.config, context, training=False)
+
     def flops_per_token(self, stage: str, context: int) -> float:
-        forward = counts.flops_per_token(self.config, context, training=False)
-        return forward * (3 if self.adapter is None else 2)  # frozen matrices have no gradients of their own
+        # Frozen matrices have no gradients of their own.
+        return self.forward_flops(context) * (3 if self.adapter is None else 2)
 
     def network_tensors(self) -> dict[str, Tensor]:
         if self.adapter is None:
