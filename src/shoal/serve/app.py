@@ -17,6 +17,7 @@ from shoal.serve.generation import Generations
 from shoal.serve.metrics import Metrics
 from shoal.serve.models import ModelTable
 from shoal.serve.openai_api import Endpoint, OpenAIApi
+from shoal.serve.responses_api import ResponsesApi
 from shoal.serve.security import Door
 from shoal.serve.settings import ServerSettings
 from shoal.serve.static_files import StaticFiles
@@ -47,7 +48,7 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
         Route("/health", health),
         Route("/metrics", show_metrics),
         *_api_routes(OpenAIApi(work), TokenApi(work)),
-        *_other_routes(AnthropicApi(work)),
+        *_other_routes(AnthropicApi(work), ResponsesApi(work)),
         *page.routes(),
     ]
 
@@ -83,11 +84,12 @@ def _api_routes(api: OpenAIApi, tokens: TokenApi) -> list[Route]:
     return routes
 
 
-def _other_routes(anthropic: AnthropicApi) -> list[Route]:
+def _other_routes(anthropic: AnthropicApi, responses: ResponsesApi) -> list[Route]:
     """The other protocols."""
     return [
         Route("/v1/messages", Endpoint(anthropic.messages), methods=["POST"]),
         Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
+        Route("/v1/responses", Endpoint(responses.responses), methods=["POST"]),
     ]
 
 

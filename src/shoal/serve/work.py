@@ -274,6 +274,8 @@ def sampling_params(opened: Opened, request: Sampling, limit: int, logprobs: int
         "frequency_penalty",
     )
     said = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    if request.temperature == 0:  # who asks for the likeliest token gets it: no penalty that he did not ask for
+        said.setdefault("repetition_penalty", 1.0)
     echo = isinstance(request, CompletionRequest) and request.echo and logprobs is not None
     return replace(
         opened.defaults,
