@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from shoal.cli.main import app
 from shoal.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from shoal.errors import ShoalError, UsageError
+from shoal.model.adapters import new_lora
 from shoal.model.checkpoint.gguf import read_file
 from shoal.model.checkpoint.load import inspect, load_network, read_side_files
 from shoal.model.checkpoint.save import save_checkpoint
@@ -186,3 +187,23 @@ def test_refused_by_the_tokenizer_means_no_file(
     with pytest.raises(ShoalError, match="no name for this"):
         convert(source, tmp_path / "x.gguf")
     assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("merged", "float32"), ("merged.gguf", "q8_0"), ("merged", "fp8")]
+)
+def test_an_adapter_is_merged_and_what_rounding_costs_is_said(
+    target: str, dtype: str, tmp_path: Path, source: Path
+) -> None:
+    """CASES C89: a small update on a coarse format."""
+    network = load_network(source)
+    adapter = new_lora(network, base="../source", r=2, lora_alpha=2, target_modules=["all-linear"])
+    for f in adapter.factors.values():
+        f.b.data.normal_(0, 0.001, generator=torch.Generator().manual_seed(1))
+    adapter.save(tmp_path / "a", network.config, bfloat16=False)
+    result = convert(tmp_path / "a", tmp_path / target, "--dtype", dtype, "--json")
+    assert result.exit_code == 0, result.output
+    (notice,) = [n for n in json.loads(result.stdout)["notices"] if n.startswith("merged")]
+    assert ("rounds much of that away" in notice) == (dtype != "float32"), notice
+    if target == "merged":
+        assert (tmp_path / "merged" / "tokenizer.json").is_file()
