@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +21,12 @@ from shoal.engine.open import OpenedModel, open_model
 from shoal.engine.torch_runner import TorchRunner
 from shoal.engine.types import Delta, Finished, Piece, Request, SamplingParams
 from shoal.model import registry
+from shoal.model.checkpoint.save import save_checkpoint
+from shoal.model.checkpoint.source import open_source
 from shoal.model.config import ModelConfig
 from shoal.model.context import RowsContext
 from shoal.model.transformer import CausalLM
+from shoal.ops import native
 
 VOCAB = 384
 SMALL: dict[str, Any] = dict(
@@ -70,13 +76,46 @@ def gqa_network() -> CausalLM:
     return make_network("gqa")
 
 
+@functools.cache
+def _packed(network: CausalLM) -> Any:
+    """The network's weights as the native runner takes them, by way of a file; unquantised."""
+    from shoal.engine.native_weights import load
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder) / "model", network)
+        return load(open_source(Path(folder) / "model"), "none")
+
+
+def native_runner(network: CausalLM, **options: Any) -> Any:
+    from shoal.engine.native_runner import NativeRunner
+
+    return NativeRunner(_packed(network), **options)
+
+
 @pytest.fixture
-def new_engine(tokenizer: Tokenizer) -> Iterator[Callable[..., Engine]]:
+def runner_kind() -> str:
+    """Which runner `new_engine` takes; a module that holds for both makes it `either_runner`."""
+    return "torch"
+
+
+@pytest.fixture(params=["torch", "native"])
+def either_runner(request: pytest.FixtureRequest) -> str:
+    if request.param == "native" and not native.available:
+        pytest.skip(native.missing_reason)
+    return request.param
+
+
+@pytest.fixture
+def new_engine(runner_kind: str, tokenizer: Tokenizer) -> Iterator[Callable[..., Engine]]:
     """A maker of engines; all are closed at the end."""
     engines: list[Engine] = []
 
     def make(network: CausalLM, *, positions: int = 4096, block_size: int = 8, **options: Any) -> Engine:
-        runner = TorchRunner(network, cache_positions=positions, block_size=block_size, prefill_chunk=64)
+        if runner_kind == "native":
+            size = -(-block_size // 16) * 16
+            runner = native_runner(network, cache_positions=positions, block_size=size, prefill_chunk=64)
+        else:
+            runner = TorchRunner(network, cache_positions=positions, block_size=block_size, prefill_chunk=64)
         engines.append(Engine(runner, tokenizer, eos_ids=[], **options))
         return engines[-1]
 

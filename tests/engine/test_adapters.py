@@ -30,6 +30,11 @@ Greedy = Callable[..., tuple[list[int], list[float]]]
 PROMPT = [5, 9, 33, 12, 70, 8, 8, 41, 3, 200, 17, 17, 90, 4, 61, 8, 33, 12, 7]  # two cache blocks and more
 
 
+@pytest.fixture
+def runner_kind(either_runner: str) -> str:
+    return either_runner
+
+
 def adapter_for(network: CausalLM, seed: int, *, shared: bool) -> Adapter:
     """`shared`: also of the matrices that all rows share (MLA's kv_b_proj)."""
     names = [n for n in targets(network) if shared or not n.endswith("kv_b_proj")]

@@ -32,12 +32,17 @@ from shoal.engine.types import (
 from shoal.errors import ShoalError
 from shoal.model.transformer import CausalLM
 
-EPSILON = 1e-3
-"""Logits of the same position in different batches differ by rounding (here < 1e-4). Where the two best are closer
-than this, either may win, and the answers may go apart."""
+EPSILON = 3e-3
+"""Logits of the same position differ by rounding: in different batches (here < 1e-4), and from the plain network where
+keys and values are kept in fp16 (here < 3e-3). Where the two best are closer than this, either may win."""
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 Read = Callable[..., Any]
+
+
+@pytest.fixture
+def runner_kind(either_runner: str) -> str:
+    return either_runner
 
 
 def prompts(count: int, seed: int = 1, longest: int = 100) -> list[list[int]]:
@@ -247,7 +252,9 @@ def test_a_stop_string_ends_the_text_before_it(
     assert finished.usage.completion_tokens == len(pieces)
 
 
-def test_log_probabilities_of_answer_and_prompt(network: CausalLM, new_engine: Callable[..., Engine]) -> None:
+def test_log_probabilities_of_answer_and_prompt(
+    network: CausalLM, new_engine: Callable[..., Engine], runner_kind: str
+) -> None:
     from shoal.model.context import RowsContext
 
     engine, prompt = new_engine(network), prompts(1, seed=6)[0][:70] * 2
@@ -262,12 +269,12 @@ def test_log_probabilities_of_answer_and_prompt(network: CausalLM, new_engine: C
         )
     wanted = [expected[i, token] for i, token in enumerate(prompt[1:])]
     assert scored.logprobs[0] is None and scored.top[0] == []
-    np.testing.assert_allclose(scored.logprobs[1:], wanted, atol=1e-3)
+    np.testing.assert_allclose(scored.logprobs[1:], wanted, atol=5e-3 if runner_kind == "native" else 1e-3)
     assert [top[0][0] for top in scored.top[1:]] == expected[: len(prompt) - 1].argmax(-1).tolist()
     assert all(len(top) == 2 for top in scored.top[1:])
     for piece, row_of in zip(pieces, (len(prompt) - 1, len(prompt)), strict=True):
         assert len(piece.top) == 3 and piece.top[0] == (piece.token_id, piece.logprob)
-        assert piece.logprob == pytest.approx(expected[row_of].max(), abs=1e-3)
+        assert piece.logprob == pytest.approx(expected[row_of].max(), abs=5e-3)
     (only,) = [e for e in engine.submit(Request(prompt, SamplingParams(max_tokens=0, prompt_logprobs=0)))][
         -1:
     ]

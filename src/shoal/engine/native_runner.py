@@ -105,7 +105,7 @@ class NativeRunner:
 
     def load_adapter(self, name: str, factors: Mapping[str, tuple[Any, Any, float]]) -> None:
         low = {
-            module: (np.asarray(a, np.float32), np.asarray(b, np.float32) * np.float32(scale))
+            module: (_to_numpy(a), _to_numpy(b) * np.float32(scale))
             for module, (a, b, scale) in factors.items()
         }
         shapes = self.weights.plan.shapes
@@ -165,12 +165,9 @@ def available_threads() -> int:
 
 
 def _to_numpy(value: Any) -> Floats:
-    if isinstance(value, np.ndarray):
-        return np.asarray(value, np.float32)
-    try:
-        return np.asarray(np.from_dlpack(value), np.float32)
-    except (BufferError, RuntimeError, TypeError):  # bf16, which numpy does not know: by way of its owner
-        return np.asarray(value.detach().float().numpy(), np.float32)
+    if hasattr(value, "detach"):  # a torch tensor, which may need a gradient or be bf16
+        value = value.detach().float().cpu()
+    return np.asarray(value if isinstance(value, np.ndarray) else np.from_dlpack(value), np.float32)
 
 
 def _split(values: NDArray[Any], counts: Sequence[int]) -> list[NDArray[Any]]:
