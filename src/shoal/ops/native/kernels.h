@@ -49,12 +49,14 @@ struct Activations {
     int8_t* q = nullptr;      // [T, padded(D)]
     float* scale = nullptr;   // [T, padded(D)/32]
     int32_t* sum = nullptr;   // [T, padded(D)/32]
+    float* bias = nullptr;    // [T, padded(D)/32]: scale * sum, what a minimum is multiplied with
     int cols = 0;
     int groups() const { return padded(cols) / kGroup; }
     Activations from(int token) const {  // the same, beginning at a later token
         Activations a = *this;
         if (x) a.x += token * ldx;
-        if (q) a.q += ptrdiff_t(token) * padded(cols), a.scale += ptrdiff_t(token) * groups(), a.sum += ptrdiff_t(token) * groups();
+        const ptrdiff_t skip = ptrdiff_t(token) * groups();
+        if (q) a.q += skip * kGroup, a.scale += skip, a.sum += skip, a.bias += skip;
         return a;
     }
 };
@@ -99,7 +101,7 @@ struct Kernels {
     // tokens; y is [T, w.rows] with rows `ldy` apart. Chooses between its forms for one, few and many tokens.
     void (*matmul)(const Matrix& w, const Activations& x, int tokens, float* y, ptrdiff_t ldy, int begin, int end);
 
-    // Fills q, scale, sum of `into` for tokens begin..end from x [T, D] (and remembers nothing of x: set into.x yourself).
+    // Fills q, scale, sum, bias of `into` for tokens begin..end from x [T, D] (and remembers nothing of x: set into.x yourself).
     void (*quantise)(const float* x, ptrdiff_t ldx, const Activations& into, int begin, int end);
 
     // Attention of one key head's rows [first, first + count) over all positions; row = query * N/N_kv + head of the group.
@@ -130,6 +132,13 @@ struct Kernels {
     float (*softmax)(float* x, int count);
     // The index of the largest number; the first of equals; not-a-numbers lose.
     int (*argmax)(const float* x, int count);
+
+    // Limits to judge by (kernels_peak.h): read memory; do `rounds` times so many multiply-adds on floats, on integers.
+    float (*peak_read)(const void* data, size_t bytes);
+    float (*peak_float)(long rounds);
+    int peak_float_round;
+    float (*peak_integer)(long rounds);
+    int peak_integer_round;
 };
 
 const Kernels& kernels();                 // those in use: the best that this CPU can run, unless

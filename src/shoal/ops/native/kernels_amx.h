@@ -35,7 +35,7 @@ template <Format F> void loosen(const uint8_t* block, int groups, const Loose& t
 
 // N = 4, 8, 12 or 16 tokens, of which `valid` are stored (the others are read: activations have room for 3 more).
 template <Format F, int N, bool full>
-void amx_tile(const Loose& w, int8_t* const q, const float* scales, const int32_t* sums, int groups, int valid, float* y, ptrdiff_t ldy, int rows) {
+void amx_tile(const Loose& w, int8_t* const q, const float* scales, const float* biases, int groups, int valid, float* y, ptrdiff_t ldy, int rows) {
     alignas(64) int32_t product[2][N * kRows];
     vf total[N];
     for (int t = 0; t < N; t++) total[t] = set1(0.0f);
@@ -46,7 +46,7 @@ void amx_tile(const Loose& w, int8_t* const q, const float* scales, const int32_
             vi dot = {_mm512_load_si512(product[g % 2] + t * kRows)};
             float s = scales[ptrdiff_t(t) * groups + g];
             total[t] = fma(to_float(dot), mul(scale, set1(s)), total[t]);
-            if (F == Format::Q4M) total[t] = fma(load(w.minimum + g * kRows), set1(s * float(sums[ptrdiff_t(t) * groups + g])), total[t]);
+            if (F == Format::Q4M) total[t] = fma(load(w.minimum + g * kRows), set1(biases[ptrdiff_t(t) * groups + g]), total[t]);
         }
     };
     for (int g = 0; g < groups; g++) {
@@ -93,7 +93,7 @@ template <Format F> void amx_matmul(const Matrix& w, const Activations& x, int t
             const Activations from = x.from(t);
             for (int i = 0; i < count; i++) {
                 const int row = (first + i) * kRows, rows = w.rows - row < kRows ? w.rows - row : kRows;
-                kernel(loose[i], from.q, from.scale, from.sum, groups, valid, y + t * ldy + row, ldy, rows);
+                kernel(loose[i], from.q, from.scale, from.bias, groups, valid, y + t * ldy + row, ldy, rows);
             }
         };
         int t = 0;

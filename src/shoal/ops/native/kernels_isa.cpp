@@ -21,6 +21,7 @@ namespace {
 #include "kernels_float.h"
 #include "kernels_matmul.h"
 #include "kernels_attention.h"
+#include "kernels_peak.h"
 
 }  // namespace
 
@@ -29,7 +30,7 @@ namespace {
 
 extern const Kernels table;
 const Kernels table = {SHOAL_STRING(SHOAL_ISA), matmul, quantise, attention, attention_span, attention_merge, store_position,
-                       rmsnorm, rope, silu_mul, silu_mul_blocks, add_to, axpy, softmax, argmax};
+                       rmsnorm, rope, silu_mul, silu_mul_blocks, add_to, axpy, softmax, argmax, peak_read, peak_float, kPeakFloat, peak_integer, kPeakInteger};
 
 }  // namespace SHOAL_ISA
 }  // namespace shoal

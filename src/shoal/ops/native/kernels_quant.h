@@ -137,7 +137,7 @@ void quant_tile(const uint8_t* block, const uint8_t* loose, const Activations& x
             float s = x.scale[ptrdiff_t(t) * groups + g];
             total[t] = fma(to_float(dot[t].result()), mul(scale, set1(s)), total[t]);
             if (F == Format::Q4M)
-                total[t] = fma(load_half(P::minima(chunk, g % 2)), set1(s * float(x.sum[ptrdiff_t(t) * groups + g])), total[t]);
+                total[t] = fma(load_half(P::minima(chunk, g % 2)), set1(x.bias[ptrdiff_t(t) * groups + g]), total[t]);
         }
     }
     for (int t = 0; t < N; t++) store_n(y + t * ldy, total[t], rows);

@@ -82,7 +82,7 @@ int argmax(const float* x, int count) {
     // Sixteen at a time are passed over when none of them is larger than the best so far.
     int i = 0;
     for (; i + 16 <= count; i += 16) {
-        if (!(maximum(load(x + i)) > best)) continue;
+        if (!(maximum(max(load(x + i), set1(-__builtin_inff()))) > best)) continue;  // in this order not-a-numbers drop out
         for (int j = i; j < i + 16; j++)
             if (x[j] > best) best = x[j], at = j;
     }
@@ -106,8 +106,10 @@ void quantise(const float* x, ptrdiff_t ldx, const Activations& into, int begin,
             vi qa = to_int(mul(a, set1(inverse))), qb = to_int(mul(b, set1(inverse)));
             store_bytes(q + at, qa);
             store_bytes(q + at + 16, qb);
-            into.scale[ptrdiff_t(t) * groups + g] = top > 1e-30f ? top / 127.0f : 0.0f;
-            into.sum[ptrdiff_t(t) * groups + g] = int32_t(sum(to_float(add(qa, qb))));
+            const ptrdiff_t i = ptrdiff_t(t) * groups + g;
+            into.scale[i] = top > 1e-30f ? top / 127.0f : 0.0f;
+            into.sum[i] = int32_t(sum(to_float(add(qa, qb))));
+            into.bias[i] = into.scale[i] * float(into.sum[i]);
         }
     }
 }

@@ -150,6 +150,27 @@ inline void store_part(float* p, vf a, int n) {
 #endif
 
 // Sums and maxima over the 16 lanes, in the same order everywhere: halves folded onto each other.
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+inline __m256 lower(vf a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 upper(vf a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+inline __m256 lower(vf a) { return a.a; }
+inline __m256 upper(vf a) { return a.b; }
+#endif
+inline float sum(vf a) {
+    __m256 eight = _mm256_add_ps(lower(a), upper(a));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float maximum(vf a) {
+    __m256 eight = _mm256_max_ps(lower(a), upper(a));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#else
 template <class Op> inline float fold(vf a, Op op) {
     float t[16];
     store(t, a);
@@ -159,6 +180,7 @@ template <class Op> inline float fold(vf a, Op op) {
 }
 inline float sum(vf a) { return fold(a, [](float x, float y) { return x + y; }); }
 inline float maximum(vf a) { return fold(a, [](float x, float y) { return x > y ? x : y; }); }
+#endif
 
 // e^x to 1-2 units in the last place: x = n ln 2 + r, a polynomial for e^r (Cephes), times 2^n. Below -87.3: 0.
 inline vf exp(vf x) {

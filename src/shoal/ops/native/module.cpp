@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -138,6 +139,30 @@ NB_MODULE(_core, m) {
         .def_prop_ro("max_threads", &Pool::max_threads);
 
     // ---- single kernels, for tests and the benchmark; the engine's step calls them in C++
+    m.def("peak", [](const std::string& what, double size, Pool& pool, int threads, std::optional<Bytes> data) {
+        need(!data || data->size() >= 1 << 20, "too little data");
+        const Kernels& k = kernels();
+        nb::gil_scoped_release release;
+        double work = 0;
+        volatile float sink = 0;  // or the compiler drops the work
+        pool.run(threads, [&](Worker& me) {
+            if (data) {
+                const size_t part = data->size() / me.threads / 4096 * 4096;
+                const long passes = std::max(1L, long(size / me.threads / double(part)));
+                for (long i = 0; i < passes; i++) sink = k.peak_read(data->data() + part * me.index, part);
+                if (!me.index) work = double(passes) * double(part) * me.threads;
+            } else {
+                const bool floats = what == "float";
+                const double round = floats ? k.peak_float_round : k.peak_integer_round;
+                const long rounds = long(size / me.threads / round);
+                sink = floats ? k.peak_float(rounds) : k.peak_integer(rounds);
+                if (!me.index) work = round * double(rounds) * me.threads;
+            }
+        });
+        return work;
+    }, "what"_a, "size"_a, "pool"_a, "threads"_a, "data"_a = nb::none(),
+       "Work of about `size` at this machine's best: bytes read (with data), or \"float\" or \"integer\" multiply-adds. "
+       "Returns how much was done; the caller holds the watch.");
     m.def("quantise", [](const Floats& x) {
         OwnActivations own(x);
         size_t tokens = x.shape(0), width = padded(own.a.cols), groups = width / kGroup;

@@ -245,7 +245,7 @@ void unpack(const Matrix& w, float* out, ptrdiff_t ldo) {
 // Room for 3 tokens more than are used: AMX reads tokens by fours.
 size_t activation_bytes(int tokens, int cols) {
     tokens += 3;
-    return size_t(tokens) * (padded(cols) + padded(cols) / kGroup * 8) + 128;
+    return size_t(tokens) * (padded(cols) + padded(cols) / kGroup * 12) + 128;
 }
 
 Activations make_activations(void* memory, int tokens, int cols) {
@@ -256,6 +256,7 @@ Activations make_activations(void* memory, int tokens, int cols) {
     a.q = (int8_t*)memory;
     a.scale = (float*)(a.q + size_t(tokens) * padded(cols));
     a.sum = (int32_t*)(a.scale + size_t(tokens) * groups);
+    a.bias = (float*)(a.sum + size_t(tokens) * groups);
     return a;
 }
 

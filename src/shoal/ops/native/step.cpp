@@ -442,6 +442,17 @@ void Forward::mla(Worker& w, const Layer& l, int layer) {
 void Forward::gate_up(Worker& w, const Matrix& m, const Activations& x, int rows, float* gu, float* hidden, int layer, Product product,
                       int index, const std::vector<Range>& ranges) {
     int pairs = m.blocks() / 2, begin = w.begin(pairs), end = w.end(pairs);
+    if (rows > 16 && ranges.empty()) {  // a few blocks at a time, so that what lies between stays in the nearest cache
+        constexpr int kPairs = 4, kWide = 2 * kPairs * kRows;
+        float* part = own(w, GateUp).floats(size_t(rows) * kWide);
+        for (int p = begin; p < end; p += kPairs) {
+            int n = std::min(kPairs, end - p);
+            k_.matmul(m, x, rows, part - 2 * p * kRows, kWide, 2 * p, 2 * (p + n));
+            for (int t = 0; t < rows; t++)
+                k_.silu_mul_blocks(part + ptrdiff_t(t) * kWide, n * kRows, hidden + ptrdiff_t(t) * (m.rows / 2) + p * kRows);
+        }
+        return;
+    }
     updated(w, m, x, rows, gu, m.rows, 2 * begin, 2 * end, layer, product, index, ranges);
     int width = m.rows / 2, from = begin * kRows, count = (end - begin) * kRows;
     if (count == 0) return;
@@ -566,6 +577,7 @@ void Forward::moe(Worker& w, const Layer& l, int layer) {
             std::memcpy(to.q, from.q, size_t(bytes));
             std::memcpy(to.scale, from.scale, size_t(groups) * sizeof(float));
             std::memcpy(to.sum, from.sum, size_t(groups) * sizeof(int32_t));
+            std::memcpy(to.bias, from.bias, size_t(groups) * sizeof(float));
         }
         w.barrier();
     }
