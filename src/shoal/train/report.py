@@ -20,6 +20,17 @@ PLOTS = (
     ("max_violation", "MaxVio: busiest expert's load / mean load - 1", True),
     ("lr_scale", "Learning rates, share of their full value", True),
     ("grad_norm", "Norm of the gradient", True),
+    ("reward", "Reward", False),
+    ("pass_at_1", "pass@1 of the training questions", True),
+    ("level", "Level, mean of the tasks", True),
+    ("completion_length", "Length of an answer, tokens", True),
+    ("truncated_share", "Share of answers cut at the longest", True),
+    ("entropy", "Entropy, nats per token", True),
+    ("kl", "KL to the model before, nats per token", True),
+    ("skipped_share", "Share of groups that taught nothing", True),
+    ("logprob_difference", "Mean |log-probability difference| of sampler and trainer", True),
+    ("rollout_tokens_per_second", "Tokens per second, rollouts", True),
+    ("update_tokens_per_second", "Tokens per second, updates", True),
 )
 STAGE_NAMES = {
     "train": "pre-training",
@@ -30,7 +41,7 @@ STAGE_NAMES = {
     "mtp": "draft module",
 }
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #6b7785; --line: #d6dde4; --back: #fff; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e9ee; --soft: #93a0ad; --line: #37424e; --back: #14191f; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); margin: 2rem auto;
@@ -127,12 +138,12 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     for stage in stages:
         own = [line for line in steps if line["stage"] == stage]
         body.append(
-            f"<h2>{STAGE_NAMES[stage].capitalize()}</h2><p>{_sentence(own, links.get(stage, {}))}</p>{_plots(own)}"
+            f"<h2>{STAGE_NAMES[stage].capitalize()}</h2><p>{_sentence(own, links.get(stage, {}))}</p>{plots(own)}"
         )
     body.append(f"<h2>Recipe</h2><pre>{html.escape(read_text(folder / 'recipe.toml'))}</pre>")
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(_name(receipt, folder))}</title><style>{_STYLE}</style>{''.join(body)}</html>\n"
+        f"<title>{html.escape(_name(receipt, folder))}</title><style>{STYLE}</style>{''.join(body)}</html>\n"
     )
     atomic_write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -142,7 +153,7 @@ def _name(receipt: Receipt | None, folder: Path) -> str:
     return str(receipt.details.get("recipe", folder.name)) if receipt else folder.name
 
 
-def _plots(lines: list[dict[str, Any]]) -> str:
+def plots(lines: list[dict[str, Any]]) -> str:
     figures = []
     for key, title, from_zero in PLOTS:
         points = [(line["tokens"], line[key]) for line in lines if line.get(key) is not None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -237,3 +237,29 @@ class Environment:
             chosen = levels[index % len(levels)] if level is None else level
             found.append(self.example(name, split, chosen, index))
         return found
+
+    def traces(self, count: int, *, native: bool, levels: Sequence[int] = ()) -> Iterator[dict[str, Any]]:
+        """Worked answers to `count` training questions, as rows for fine-tuning: what plants the thought that rewards
+        then sharpen. Tasks in turn, levels (default: all) in turn. `native`: the model has a thinking mode of its own;
+        else the marks are text. Raises ShoalError for a task without worked answers."""
+        names = list(self.tasks)
+        for number in range(count):
+            name = names[number % len(names)]
+            index = number // len(names)
+            own = [n for n in self.tasks[name].levels if not levels or n in levels] or [
+                self.tasks[name].levels[0]
+            ]
+            # Far from the questions that reinforcement learning draws first.
+            example = self.example(name, "train", own[index % len(own)], 1_000_000 + index)
+            if example.solution is None:
+                raise ShoalError(
+                    f"{name} has no worked answers",
+                    hint="puzzles and microworld have; or write the rows yourself.",
+                )
+            said = [{"role": m.role, "content": m.content} for m in example.messages]
+            thought, answer = example.solution.reasoning_content, example.solution.content
+            if native:
+                said.append({"role": "assistant", "reasoning_content": thought, "content": answer})
+            else:
+                said.append({"role": "assistant", "content": f"<think>\n{thought}\n</think>\n{answer}"})
+            yield {"messages": said}

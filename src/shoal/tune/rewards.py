@@ -187,6 +187,20 @@ def countdown(use_all: bool = True) -> Reward:
     return reward
 
 
+def puzzles() -> Reward:
+    """1 if a puzzle of data/puzzles.py is solved: `countdown` where it has numbers and a target, else `exact`."""
+    counted, same = countdown(), exact()
+
+    def reward(
+        prompt: str, completion: str, *, answer: str, numbers: Any = None, target: Any = None
+    ) -> float | None:
+        if numbers is None:
+            return same(prompt, completion, answer=answer)
+        return counted(prompt, completion, numbers=numbers, target=target)
+
+    return reward
+
+
 def regex(pattern: str, where: str = "completion") -> Reward:
     """1 if `pattern` is found in the completion, or in the final answer (where = "answer")."""
     try:
@@ -368,6 +382,7 @@ BUILT_IN: dict[str, Callable[..., Reward]] = {
     "exact": exact,
     "numeric": numeric,
     "countdown": countdown,
+    "puzzles": puzzles,
     "regex": regex,
     "format": thought_format,
     "length": length,
