@@ -50,7 +50,6 @@ class NativeRunner:
         self.block_size, self.prefill_chunk = block_size, prefill_chunk
         self.cache_blocks = max(1, cache_positions // block_size)
         self.threads = threads or available_threads()
-        self._choice = ThreadChoice(self.threads)
         self._step = core.Step(_shape(config), self.cache_blocks, block_size, self.threads)
         self._in = _describe(self._step, weights)
         self.block_bytes = self._step.cache_block_bytes
@@ -58,6 +57,15 @@ class NativeRunner:
         self.token_bytes = weights.plan.token_bytes()
         self._adapters: dict[str, int] = {}
         self._next_adapter = 0
+
+    @property
+    def threads(self) -> int:
+        """The most threads of a step; may be set to fewer."""
+        return self._choice.most
+
+    @threads.setter
+    def threads(self, most: int) -> None:
+        self._choice = ThreadChoice(most)
 
     def run(self, chunks: Sequence[Chunk]) -> RunnerOutput:
         adapters = [-1 if chunk.adapter is None else self._adapter(chunk.adapter) for chunk in chunks]

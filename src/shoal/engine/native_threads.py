@@ -20,6 +20,7 @@ class ThreadChoice:
     """Between one thread, half of them and all."""
 
     def __init__(self, most: int):
+        self.most = most
         self._options = sorted({1, max(1, most // 2), most})
         self._at = len(self._options) - 1
         self._probing: int | None = None
