@@ -149,7 +149,7 @@ def routes() -> list[tuple[str, str]]:
     return found
 
 
-OPEN = {"/", "/health", "/static/x.js", "/api/session"}
+OPEN = {"/", "/cost", "/health", "/static/x.js", "/api/session"}
 
 
 def test_every_route_asks_for_the_key(locked: str) -> None:

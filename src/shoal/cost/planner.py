@@ -58,7 +58,8 @@ class Job:
     pp: int = 1
     ep: int = 0
     """0: as many as the experts and the devices have in common."""
-    sharding: str = "hybrid"
+    sharding: str = "auto"
+    """auto: hybrid where that fits into memory, else fsdp."""
     micro_tokens: int = 0
     tokens_per_step: float = 0
     recompute: str = "none"
@@ -83,7 +84,8 @@ class Job:
 
     @property
     def layout(self) -> Layout:
-        plain = Layout(self.count, self.tp, self.pp, 1, self.sharding)
+        sharding = "hybrid" if self.sharding == "auto" else self.sharding
+        plain = Layout(self.count, self.tp, self.pp, 1, sharding)
         return dataclasses.replace(plain, ep=self.ep or math.gcd(plain.dp, self.config.n_routed_experts or 1))
 
 
@@ -118,6 +120,8 @@ class Plan:
     usd_low: float | None = None
     usd_high: float | None = None
     price: dict[str, Any] = field(default_factory=dict)
+    limited_by: str = ""
+    """products, link, memory (it does not fit) or reads (of memory, while serving)."""
     limit: str = ""
     smallest: list[dict[str, Any]] = field(default_factory=list)
     suggestions: list[dict[str, float]] = field(default_factory=list)
@@ -215,6 +219,7 @@ class _Planner:
     # ---- training
 
     def train(self) -> Plan:
+        self._choose_sharding()
         job, p = self.job, self.plan
         chosen = self._utilisation()
         p.flops_per_token = self._flops_per_token()
@@ -229,6 +234,7 @@ class _Planner:
         slow = 1.0
         if p.communication_seconds and p.communication_seconds > p.step_seconds:
             slow = p.communication_seconds / p.step_seconds
+            p.limited_by = "link"
             p.limit = (
                 "the link: its traffic takes longer than the products, so it cannot be hidden behind them"
             )
@@ -247,9 +253,16 @@ class _Planner:
         self._memory()
         self._suggest()
         if not p.limit:
+            p.limited_by = "products"
             p.limit = "the products: more devices or a higher utilisation make it shorter"
         p.notes.append(f"rule of the class: {chosen.name} = mean of {', '.join(chosen.rows)}")
         return p
+
+    def _choose_sharding(self) -> None:
+        if self.job.sharding == "auto":
+            needed = sum(self._memory_of(self.job.layout, self.job.recompute).values())
+            whole = needed > (self.device.memory_bytes or math.inf) * FULL
+            self.job = dataclasses.replace(self.job, sharding="fsdp" if whole else "hybrid")
 
     def _utilisation(self) -> UtilisationClass:
         job = self.job
@@ -495,6 +508,7 @@ class _Planner:
                 hint=f"{enough[0].upper()}{enough[1:]}{more}.",
             )
         if not p.fits:
+            p.limited_by = "memory"
             p.limit = f"memory: {p.memory_total / 1e9:.4g} GB per device do not fit; {enough}"
 
     def _suggest(self) -> None:
@@ -591,11 +605,10 @@ class _Planner:
                 f"{p.serving['usd_per_million_in']:.3g} in, while busy"
             )
         compute = batch * per_new / (self.peak * day["decode"] * job.count)
-        p.limit = p.limit or (
-            "the products"
-            if compute >= step * 0.99
-            else "memory reads: more readers at once cost little more"
-        )
+        if not p.limit:
+            p.limited_by = "products" if compute >= step * 0.99 else "reads"
+            more = "memory reads: more readers at once cost little more"
+            p.limit = "the products" if p.limited_by == "products" else more
         return p
 
 
@@ -663,7 +676,7 @@ def compare(job: Job, devices: list[Device]) -> list[dict[str, Any]]:
                 "memory_device": p.memory_device,
                 "fits": p.fits,
                 "link_bound": waits if job.kind != "serve" else None,
-                "limit": p.limit,
+                "limited_by": p.limited_by,
                 "serving": p.serving,
                 "smallest": next((m["count"] for m in p.smallest if m["device"] == device.key), None),
             }

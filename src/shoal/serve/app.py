@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.serve.anthropic_api import AnthropicApi
 from shoal.serve.app_api import AppApi
+from shoal.serve.cost_api import CostApi
 from shoal.serve.errors import ApiError
 from shoal.serve.generation import Generations
 from shoal.serve.metrics import Metrics
@@ -44,12 +45,14 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
 
     routes = [
         Route("/", static.page),
+        Route("/cost", static.cost),
         Route("/static/{path:path}", static.file),
         Route("/health", health),
         Route("/metrics", show_metrics),
         *_api_routes(OpenAIApi(work), TokenApi(work)),
         *_other_routes(AnthropicApi(work), ResponsesApi(work)),
         *page.routes(),
+        *CostApi().routes(),
     ]
 
     @contextlib.asynccontextmanager

@@ -37,7 +37,7 @@ PAGE_HEADERS = {
 SESSION_COOKIE = "shoal_session"
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # Open without a key: the page's files (they hold no data) and the sign of life. Everything else asks.
-_PUBLIC = re.compile(r"/|/health|/favicon\.ico|/static/.*|/api/session")
+_PUBLIC = re.compile(r"/|/cost|/health|/favicon\.ico|/static/.*|/api/session")
 _READS = ("GET", "HEAD")
 _NO_KEY = "a key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
 # What the official clients send from a browser; x-stainless-* are their names and versions.

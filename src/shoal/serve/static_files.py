@@ -55,6 +55,9 @@ class StaticFiles:
             return Response(_PLAIN_PAGE, media_type="text/plain")
         return self._answer(request, self.files["index.html"])
 
+    async def cost(self, request: Request) -> Response:
+        return self._answer(request, self.files["cost.html"])
+
     async def file(self, request: Request) -> Response:
         found = self.files.get(request.path_params["path"])
         if found is None:
