@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -202,7 +203,10 @@ def open_page(page_server: str, browser: Any) -> Iterator[Callable[..., Any]]:
 
     def new(path: str = "/", *, model: str = "tour", **options: Any) -> Any:
         context = browser.new_context(
-            **({"locale": "en-US", "viewport": {"width": 1200, "height": 800}} | options)
+            **(
+                {"service_workers": "block", "locale": "en-US", "viewport": {"width": 1200, "height": 800}}
+                | options
+            )
         )
         contexts.append(context)
         context.add_init_script(f"localStorage.setItem('model', localStorage.getItem('model') ?? '{model}')")
@@ -212,7 +216,8 @@ def open_page(page_server: str, browser: Any) -> Iterator[Callable[..., Any]]:
             "console",
             lambda line: (
                 troubles.append(line.text)
-                if line.type in ("error", "warning") and "net::ERR_FAILED" not in line.text
+                if line.type in ("error", "warning")
+                and not re.search("net::ERR_FAILED|blocked by Playwright", line.text)
                 else None
             ),
         )  # what a test itself cuts off
@@ -224,6 +229,7 @@ def open_page(page_server: str, browser: Any) -> Iterator[Callable[..., Any]]:
         page.wait_for_selector(".picker")
         return page
 
+    new.troubles = troubles  # type: ignore[attr-defined]
     yield new
     hacked = [context.pages[0].evaluate("window.hacked") for context in contexts]
     for context in contexts:

@@ -21,8 +21,20 @@ OWN = [
     if path.suffix in (".js", ".css", ".html") and VENDOR not in path.parents
 ]
 SCRIPTS = "\n".join(path.read_text(encoding="utf-8") for path in OWN if path.suffix == ".js")
+EAGER = "\n".join(path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")
+                  if path.stem not in ("exporting", "importing", "webpage", "speak", "reading", "sw"))  # fmt: skip
 BLANK = r"(?<!\{)\{(\w+)\}"  # {{blank}} is a prompt's own
-WORDS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (STATIC / "i18n").glob("*.json")}
+PARTS = {
+    part: {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in (STATIC / "i18n" / part).glob("*.json")
+    }
+    for part in (".", "dialogs", "cost")
+}
+WORDS = {
+    language: words | PARTS["dialogs"][language] | PARTS["cost"][language]
+    for language, words in PARTS["."].items()
+}
 
 
 def test_borrowed_files_are_the_published_ones() -> None:
@@ -70,23 +82,27 @@ def test_the_page_has_nothing_inline() -> None:
 
 def test_all_languages_have_the_same_words() -> None:
     assert set(WORDS) == {"en", "ja", "zh"}
-    for words in WORDS.values():
-        assert list(words) == sorted(words)
-        assert words.keys() == WORDS["en"].keys()
+    for part in PARTS.values():
+        for words in part.values():
+            assert list(words) == sorted(words)
+            assert words.keys() == part["en"].keys()
+    assert not PARTS["."]["en"].keys() & PARTS["dialogs"]["en"].keys()
     for key, text in WORDS["en"].items():
         blanks = [sorted(re.findall(BLANK, words[key])) for words in WORDS.values()]
         assert blanks == [sorted(re.findall(BLANK, text))] * len(WORDS), key
 
 
 def test_every_key_exists_and_every_word_is_used() -> None:
-    known = {re.sub(r"\.(one|other)$", "", key) for key in WORDS["en"]}
-    quoted = set(re.findall(r'"([a-z]+\.[A-Za-z]+)"', SCRIPTS))
-    called = set(re.findall(r'\bt\("([^"]+)"', SCRIPTS))
-    templates = set(re.findall(r"\bt\(`([^`]+)`", SCRIPTS))  # t(`effort.${effort}About`)
-    computed = {key for key in known for form in templates
-                if re.fullmatch(re.sub(r"\\\$\\\{.*?\\\}", r"\\w+", re.escape(form)), key)}  # fmt: skip
-    assert called <= known
-    assert known <= quoted | computed
+    for part, scripts in (("dialogs", SCRIPTS), (".", EAGER)):
+        words = WORDS["en"] if part == "dialogs" else PARTS["."]["en"]
+        known = {re.sub(r"\.(one|other)$", "", key) for key in words}
+        quoted = set(re.findall(r'"([a-z]+\.[A-Za-z]+)"', scripts))
+        called = set(re.findall(r'\bt\("([^"]+)"', scripts))
+        templates = set(re.findall(r"\bt\(`([^`]+)`", scripts))  # t(`effort.${effort}About`)
+        computed = {key for key in known for form in templates
+                    if re.fullmatch(re.sub(r"\\\$\\\{.*?\\\}", r"\\w+", re.escape(form)), key)}  # fmt: skip
+        assert called <= known
+        assert known <= quoted | computed
 
 
 def test_every_icon_is_in_the_sprite() -> None:

@@ -28,6 +28,8 @@ _TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".webmanifest": "application/manifest+json",
 }
+_COMMENT = re.compile(rb"^[ \t]*(?://[^\n]*|/\*(?:(?!\*/).)*\*/[ \t]*$)", re.MULTILINE | re.DOTALL)
+"""Comments that have their lines to themselves."""
 _PLAIN_PAGE = b"shoal is running; its API is at /v1\n"
 
 
@@ -86,10 +88,12 @@ class StaticFiles:
 
 def _read(path: Path, *, immutable: bool) -> File:
     body = path.read_bytes()
+    if path.suffix in (".js", ".css") and not immutable:  # a third of their weight; lines keep their numbers
+        body = _COMMENT.sub(lambda found: b"\n" * found[0].count(b"\n"), body)
     kind = _TYPES.get(path.suffix, "text/plain; charset=utf-8")
     packed = (
-        gzip.compress(body, 6, mtime=0)
-        if len(body) > 1000 and not kind.startswith(("image/png", "font/"))
+        gzip.compress(body, 9, mtime=0)
+        if len(body) > 300 and not kind.startswith(("image/png", "font/"))
         else None
     )
     if packed is not None and len(packed) > 0.9 * len(body):

@@ -11,6 +11,7 @@ import { languageOf, preferredLanguage, setLanguage, t } from "./i18n.js";
 import { listenToKeys } from "./keys.js";
 import { Menu } from "./menu.js";
 import { examples, loadModel, readState, words } from "./models.js";
+import { keepShell } from "./offline.js";
 import { IconButton, Notice } from "./parts.js";
 import { LoadProgress } from "./picker.js";
 import { Follower } from "./scroll.js";
@@ -163,7 +164,10 @@ function draw() {
 
 async function start() {
   await readState();
-  if (state.startError) return;
+  if (state.startError) {
+    if (!state.startError.needsKey) setTimeout(() => state.startError && start(), 3_000); // it heals by itself
+    return;
+  }
   await Promise.all([listChats(), openChat(location.hash.slice(1) || null)]);
   loadModel();
 }
@@ -185,6 +189,7 @@ addEventListener(
   "hashchange",
   () => location.hash.slice(1) !== (state.chat?.id ?? "") && openChat(location.hash.slice(1) || null),
 );
+keepShell();
 setInterval(() => runningMessage() && changed(), 1_000); // the clocks of what runs
 draw();
 start();

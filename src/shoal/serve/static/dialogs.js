@@ -1,7 +1,7 @@
 // @ts-check
 // What opens over the page. Each kind is a file of its own that is loaded when it is asked for the first time.
-import { html, useLayoutEffect, useRef } from "./lib.js";
-import { t } from "./i18n.js";
+import { addStyle, html, useLayoutEffect, useRef } from "./lib.js";
+import { t, withWords } from "./i18n.js";
 import { IconButton } from "./parts.js";
 import { changed, showToast, state } from "./store.js";
 
@@ -44,10 +44,15 @@ export function Frame({ title, wide = false, children }) {
   </dialog>`;
 }
 
+/** @type {Promise<unknown> | undefined} */
+let style;
+
 /** @param {string} name */
 async function load(name) {
+  style ??= addStyle("./dialogs.css");
   try {
-    views[name] = (await FILES[name]())[name];
+    const [file] = await Promise.all([FILES[name](), withWords("dialogs"), style]);
+    views[name] = file[name];
   } catch {
     state.dialog = null;
     showToast(t("error.unreachable"));

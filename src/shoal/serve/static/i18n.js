@@ -9,6 +9,7 @@ export const LANGUAGES = { en: "English", ja: "日本語", zh: "中文" };
 export let language = "en";
 /** @type {Record<string, string>} */
 let words = {};
+const parts = ["."]; // folders of words that are loaded
 
 /** The language chosen before, else the first of the browser's that we speak. @returns {Language} */
 export function preferredLanguage() {
@@ -20,10 +21,22 @@ export function preferredLanguage() {
   return "en";
 }
 
+/** @param {string} part @param {Language} of @returns {Promise<Record<string, string>>} */
+async function read(part, of) {
+  const answer = await fetch(new URL(`./i18n/${part}/${of}.json`, import.meta.url));
+  return answer.json();
+}
+
+/** Load the words of a part that is not always needed. @param {"dialogs" | "cost"} part */
+export async function withWords(part) {
+  if (parts.includes(part)) return;
+  Object.assign(words, await read(part, language));
+  parts.push(part);
+}
+
 /** @param {Language} next */
 export async function setLanguage(next) {
-  const answer = await fetch(new URL(`./i18n/${next}.json`, import.meta.url));
-  words = await answer.json();
+  words = Object.assign({}, ...(await Promise.all(parts.map((part) => read(part, next)))));
   language = next;
   document.documentElement.lang = next;
 }

@@ -35,8 +35,13 @@ export function memo(view, ignored = []) {
   };
 }
 
-/** A file of the page's own or borrowed ones. @param {string} path */
-const here = (path) => new URL(path, import.meta.url).href;
+/** A style sheet that is not always needed. @param {string} path @returns {Promise<unknown>} when it is there */
+export function addStyle(path) {
+  const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet" });
+  sheet.href = new URL(path, import.meta.url).href;
+  document.head.append(sheet);
+  return new Promise((done) => (sheet.onload = sheet.onerror = done));
+}
 
 /**
  * Load KaTeX and its style sheet; formulas are built as nodes, never as HTML.
@@ -44,9 +49,7 @@ const here = (path) => new URL(path, import.meta.url).href;
  */
 export function loadMaths() {
   maths ??= (async () => {
-    const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet" });
-    sheet.href = here("./vendor/katex-0.19.1/katex.min.css");
-    document.head.append(sheet);
+    addStyle("./vendor/katex-0.19.1/katex.min.css");
     // @ts-ignore a classic script: it sets globalThis.katex
     await import("./vendor/katex-0.19.1/katex.min.js");
     const limits = { trust: false, strict: "ignore", maxExpand: 100, maxSize: 20 };

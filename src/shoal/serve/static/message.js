@@ -8,8 +8,7 @@ import { grow } from "./composer.js";
 import { FileChips } from "./files.js";
 import { languageOf, money, number, seconds, t } from "./i18n.js";
 import { isComposing, sends } from "./keys.js";
-import { CopyButton, IconButton, Notice } from "./parts.js";
-import { Speak } from "./speak.js";
+import { CopyButton, IconButton, Notice, Speak } from "./parts.js";
 import { changed, isRunning, openDialog, state } from "./store.js";
 import { Reasoning, Waiting, modelName } from "./waiting.js";
 

@@ -37,6 +37,28 @@ export function CopyButton({ text, name, label = false }) {
   </button>`;
 }
 
+let speaking = ""; // the message that is read aloud
+
+/** Reads an answer aloud, where the browser can. @param {{message: import("./store.js").Message}} props */
+export function Speak({ message }) {
+  const [on, setOn] = useState(speaking === message.id);
+  if (!("speechSynthesis" in globalThis)) return null;
+  const toggle = async () => {
+    speechSynthesis.cancel();
+    const start = speaking !== message.id;
+    speaking = start ? message.id : "";
+    setOn(start);
+    if (!start) return;
+    const { speak } = await import("./speak.js");
+    speak(message.content, () => {
+      if (speaking === message.id) speaking = "";
+      setOn(false);
+    });
+  };
+  const name = t(on ? "action.speakStop" : "action.speak");
+  return html`<${IconButton} icon="volume-2" name=${name} pressed=${on} onClick=${toggle} />`;
+}
+
 /**
  * Something the reader has to know, in the server's own words where it has any, and what can be done about it.
  * @param {{words: string, hint?: string, error?: boolean, action?: string, onAction?: () => void, disabled?: boolean}} props

@@ -26,7 +26,6 @@ function Turn({ message, thoughts }) {
  * @returns {Promise<string>}
  */
 export async function asPage(title, path, thoughts, date) {
-  const page = document.implementation.createHTMLDocument(title);
   const box = document.createElement("div");
   box.hidden = true;
   document.body.append(box); // formulas and colours are made in a document that is shown
@@ -36,21 +35,13 @@ export async function asPage(title, path, thoughts, date) {
   await settled();
   for (const extra of box.querySelectorAll(".katex-html, button, svg.icon")) extra.remove(); // MathML needs no fonts
   const style = await (await fetch(new URL("./page.css", import.meta.url))).text();
-  const meta = (/** @type {Record<string, string>} */ given) => Object.entries(given).reduce((node, [key, value]) => {
-    node.setAttribute(key, value);
-    return node;
-  }, page.createElement("meta"));
-  page.documentElement.lang = language;
-  page.head.prepend(
-    meta({ charset: "utf-8" }),
-    meta({ name: "viewport", content: "width=device-width, initial-scale=1" }),
-    meta({ "http-equiv": "content-security-policy", content: "default-src 'none'; style-src 'unsafe-inline'" }),
-  );
-  const sheet = page.createElement("style");
-  sheet.textContent = style;
-  page.head.append(sheet);
-  page.body.append(...[...box.children].map((child) => page.importNode(child, true)));
+  const body = box.innerHTML;
   render(null, box);
   box.remove();
-  return `<!doctype html>\n${page.documentElement.outerHTML}`;
+  return `<!doctype html>
+<html lang="${language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="content-security-policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>${title.replace(/&/g, "&amp;").replace(/</g, "&lt;")}</title>
+<style>${style}</style></head><body>${body}</body></html>
+`;
 }
