@@ -7,32 +7,44 @@ from typing import Any
 from shoal.cost.calibration import load_calibration
 from shoal.cost.hardware import catalogue
 from shoal.cost.receipt import Receipt
-from shoal.cost.runs import classes
+from shoal.cost.runs import class_name, classes
 from shoal.model import counts
 from shoal.model.config import ModelConfig
 
 STAGES = ("train", "sft", "mtp")
 
 
+def _rate(link: Receipt, config: ModelConfig, sequence: int) -> tuple[float, float | None, str]:
+    """(utilisation, peak in FLOP/s or None, what they are) for one link: this machine's calibration if the run was on
+    it, else the class of its device, held against the data sheet (a GPU) or the receipt's measured peak (a CPU)."""
+    here = load_calibration()
+    if here is not None and here.device == link.device and here.training is not None:
+        return (
+            here.utilisation(config, sequence),
+            here.training_peak(),
+            f"the peak, calibration of {here.measured_at}",
+        )
+    gpu = catalogue().find(link.device, "gpu")
+    if gpu is None:
+        return classes()["cpu"].value, link.peak_flops_per_second, "the measured peak, class cpu"
+    moe = bool(config.n_routed_experts)
+    name = class_name(counts.parameters_active(config), moe=moe, devices=link.processes, stack="generic")
+    return classes()[name].value, gpu.dense_flops, f"the data sheet's peak, class {name}"
+
+
 def beside_receipts(receipt: Receipt, config: ModelConfig, sequence: int = 512) -> list[dict[str, Any]]:
     """One row per link of the chain: part -> (receipt's figure, planned figure or None).
 
-    FLOPs are planned from the tokens over rows of `sequence`; seconds from the FLOPs of the receipt at the peak it was
-    held against and the utilisation of this machine's calibration (on its device) or the class; energy and money from
-    the planned seconds.
+    FLOPs are planned from the tokens over rows of `sequence`; seconds from the receipt's FLOPs at a rate that the run
+    itself did not give (`_rate`); energy and money from the planned seconds.
     """
     rows = []
-    here = load_calibration()
     for link in receipt.chain():
         flops = None
         if link.kind in STAGES and link.kind != "mtp":
             flops = link.tokens * counts.flops_per_token(config, sequence, training=True)
-        utilisation, basis = classes()["cpu"].value, "class cpu"
-        if here is not None and here.device == link.device and here.training is not None:
-            utilisation, basis = here.utilisation(config, sequence), f"calibration of {here.measured_at}"
-        seconds = None
-        if link.peak_flops_per_second:
-            seconds = link.flops / (link.peak_flops_per_second * utilisation * max(link.processes, 1))
+        share, peak, basis = _rate(link, config, sequence)
+        seconds = None if not peak else link.flops / (peak * share * max(link.processes, 1))
         scale = None if seconds is None or link.seconds <= 0 else seconds / link.seconds
         joules = None if scale is None or link.joules is None else link.joules * scale
         usd = None
@@ -48,7 +60,7 @@ def beside_receipts(receipt: Receipt, config: ModelConfig, sequence: int = 512) 
                     "joules": (link.joules, joules),
                     "USD": (link.usd, usd),
                 },
-                "basis": f"FLOPs over rows of {sequence} tokens; seconds at {utilisation:.1%} of the peak ({basis})",
+                "basis": f"FLOPs over rows of {sequence} tokens; seconds at {share:.1%} of {basis}",
             }
         )
     return rows
