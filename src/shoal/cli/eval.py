@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +27,8 @@ def command(
     tasks: list[str] | None = typer.Argument(
         None,
         metavar="[TASK]...",
-        help="microworld (all families), bpb, or families by name. Default: microworld.",
+        help="microworld (all families), bpb, families by name; or puzzles:NAME, gym:TASK, FILE.jsonl. "
+        "Default: microworld.",
     ),
     endpoint: str | None = typer.Option(
         None,
@@ -50,6 +52,22 @@ def command(
         None, metavar="8|4|none", help="Bits of native weights; default: a GGUF file's own, else 8."
     ),
     device: str = typer.Option("cpu", help="cpu, cuda or mps."),
+    samples: int = typer.Option(1, min=1, help="puzzles, gym, files: answers per question, for pass@k."),
+    temperature: float | None = typer.Option(
+        None, min=0.0, help="puzzles, gym, files: default 0 for one answer, else 1."
+    ),
+    reward: str | None = typer.Option(
+        None,
+        metavar="NAME|FILE.py:FUNCTION",
+        help="What is right; default: the task's own rule, files: exact.",
+    ),
+    max_tokens: int | None = typer.Option(None, min=1, help="Longest answer. Default: 160, thinking 400."),
+    usd_in: float | None = typer.Option(None, help="--endpoint: price of a million prompt tokens, USD."),
+    usd_out: float | None = typer.Option(None, help="--endpoint: price of a million answer tokens, USD."),
+    beside: list[Path] | None = typer.Option(
+        None, metavar="RESULT", help="Results written by --out, shown in the same table and plot."
+    ),
+    plot: Path | None = typer.Option(None, metavar="FILE", help="Write pass@1 with intervals as an SVG."),
     out: Path | None = typer.Option(None, metavar="FILE", help="Write the whole result as JSON."),
     card: Path | None = typer.Option(
         None, metavar="FILE", help="Write a model card with 20 transcripts per language."
@@ -72,7 +90,18 @@ def command(
       shoal eval runs/nano/checkpoint microworld bpb --out result.json --card README.md
 
       shoal eval - --endpoint http://127.0.0.1:8000 --n 20 --json
+
+      shoal eval smollm2 puzzles:sum gym:chain_sum --n 500 --samples 8 --out mine.json
+
+      shoal eval deepseek-chat puzzles:sum --endpoint https://api.deepseek.com --beside mine.json --plot both.svg
     """
+    if any(":" in name or name.endswith(".jsonl") for name in tasks or ()):
+        plan_ = _Passes(
+            list(tasks or []), n, level, thinking, split, seed, samples, temperature, reward, max_tokens
+        )
+        _passes(plan_, model, endpoint, {"device": device, "runner": runner, "quant": quant},
+                (usd_in, usd_out), list(beside or []), plot, out, as_json)  # fmt: skip
+        return
     from shoal.eval.tasks import Plan, evaluate, families_of
 
     names = list(tasks or [])
@@ -107,6 +136,106 @@ def command(
 
         atomic_write_text(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else _page(result))
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What is asked, as the command line says it."""
+
+    tasks: list[str]
+    n: int
+    level: str
+    thinking: str | None
+    split: str
+    seed: int
+    samples: int
+    temperature: float | None
+    reward: str | None
+    max_tokens: int | None
+
+
+def _questions(wanted: _Passes) -> list[Any]:
+    """`n` held-out questions of every task, over its levels, with the rule that judges them."""
+    from shoal.eval.passes import Question
+    from shoal.tune.environments import Environment, Example
+    from shoal.tune.rewards import Judge
+
+    levels, split = _levels(wanted.level), _split(wanted.split)
+    found = []
+    for spec in wanted.tasks:
+        own = {"puzzles": "puzzles", "microworld": "microworld", "gym": "reasoning_gym"}
+        rule = wanted.reward or own.get(spec.partition(":")[0], "exact")
+        environment, judge = Environment([spec], seed=wanted.seed), Judge({rule: 1.0})
+        (task,) = environment.tasks.values()
+        asked = [level for level in task.levels if level in levels] or [task.levels[0]]
+        for number in range(wanted.n):
+            example = environment.example(task.name, split, asked[number % len(asked)], number // len(asked))
+            judge.check(example.fields)
+
+            def check(text: str, example: Example = example, judge: Judge = judge) -> bool:
+                about = {**example.fields, "completion_tokens": 0, "finish_reason": "stop"}
+                return (judge(example.question, text, about).total or 0.0) >= 1.0 - 1e-9
+
+            expected = str(example.fields.get("answer", ""))
+            found.append(Question(example.id, example.task, example.level, example.messages, check, expected))
+    return found
+
+
+def _passes(
+    wanted: _Passes,
+    model: str | None,
+    endpoint: str | None,
+    options: dict[str, Any],
+    usd: tuple[float | None, float | None],
+    beside: list[Path],
+    plot_file: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from shoal.cost.meter import Meter
+    from shoal.eval import passes
+    from shoal.eval.scores import plain
+    from shoal.files import atomic_write_text, read_text
+
+    if endpoint is None and (model is None or model == "-"):
+        raise UsageError("which model?", hint="Give MODEL, or --endpoint URL.")
+    others = [json.loads(read_text(path)) for path in beside]
+    questions = _questions(wanted)
+    temperature = wanted.temperature if wanted.temperature is not None else float(wanted.samples > 1)
+    meter = Meter("eval", device=options["device"])
+
+    def cost(prompt_tokens: int, completion_tokens: int) -> float | None:
+        if endpoint is None:
+            return meter.usd
+        price_in, price_out = usd
+        if price_in is None or price_out is None:
+            return None
+        return (prompt_tokens * price_in + completion_tokens * price_out) / 1e6
+
+    with _asker(model, endpoint, options) as (asker, _), _bar("answers") as progress, meter:
+        (thinking,) = set(_modes(asker, wanted.thinking if wanted.thinking in ("on", "off") else "off"))
+        result = passes.evaluate(
+            asker,
+            questions,
+            samples=wanted.samples,
+            temperature=temperature,
+            thinking=thinking,
+            max_tokens=wanted.max_tokens,
+            cost=cost,
+            progress=progress,
+        )
+    result |= {
+        "split": wanted.split,
+        "seed": wanted.seed,
+        "price": "endpoint" if endpoint else "electricity or rent",
+    }
+    if out:
+        atomic_write_text(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    results = [*others, result]
+    if plot_file:
+        atomic_write_text(plot_file, passes.plot(results))
+    page = "\n".join([plain(passes.table(results)), "", *map(passes.bill, results)])
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else page)
 
 
 def _levels(text: str) -> tuple[int, ...]:

@@ -27,6 +27,8 @@ class Prompt:
     messages: Sequence[Message]
     thinking: bool = False
     max_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,11 @@ class Answer:
     reasoning: str
     finish_reason: str
     tokens: int
+    prompt_tokens: int = 0
 
 
 class Asker(Protocol):
-    """Greedy answers in the order of the prompts."""
+    """Answers in the order of the prompts, greedy where a prompt says nothing else."""
 
     name: str
     thinks: bool | None
@@ -61,7 +64,7 @@ class EngineAsker:
         try:
             for prompt in prompts:
                 limit = prompt.max_tokens or MAX_TOKENS[prompt.thinking]
-                params = SamplingParams(temperature=0.0, max_tokens=limit)
+                params = SamplingParams(temperature=prompt.temperature, max_tokens=limit, seed=prompt.seed)
                 try:
                     waiting.append(
                         stream_chat(self.opened, prompt.messages, params, thinking=prompt.thinking)
@@ -90,7 +93,10 @@ def _read(stream: ChatStream | Answer) -> Answer:
             assert done is not None
             if done.reason == "error":
                 raise ShoalError(f"the engine failed while it answered: {done.error}")
-            return Answer(text["content"], text["reasoning"], done.reason, done.usage.completion_tokens)
+            usage = done.usage
+            return Answer(
+                text["content"], text["reasoning"], done.reason, usage.completion_tokens, usage.prompt_tokens
+            )
     raise ShoalError("the engine ended an answer without saying so")
 
 
@@ -147,20 +153,23 @@ class EndpointAsker:
         body: dict[str, Any] = {
             "model": self.name,
             "messages": messages,
-            "temperature": 0,
+            "temperature": prompt.temperature,
             "max_tokens": prompt.max_tokens or MAX_TOKENS[prompt.thinking],
         }
+        if prompt.seed is not None:
+            body["seed"] = prompt.seed
         if prompt.thinking:
             body["thinking"] = {"type": "enabled"}
         reply = self._call("POST", "/chat/completions", body)
         try:
             choice = reply["choices"][0]
-            message = choice["message"]
+            message, usage = choice["message"], reply.get("usage") or {}
             return Answer(
                 message.get("content") or "",
                 message.get("reasoning_content") or message.get("reasoning") or "",
                 str(choice.get("finish_reason")),
-                int((reply.get("usage") or {}).get("completion_tokens") or 0),
+                int(usage.get("completion_tokens") or 0),
+                int(usage.get("prompt_tokens") or 0),
             )
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ShoalError(

@@ -10,7 +10,7 @@ from typing import Any
 Z_95 = 1.959963984540054
 
 
-def wilson(correct: int, count: int, z: float = Z_95) -> tuple[float, float]:
+def wilson(correct: float, count: int, z: float = Z_95) -> tuple[float, float]:
     """The Wilson score interval of a proportion (Wilson 1927), 95% by default; (0, 1) when nothing was counted.
 
     It stays inside 0..1 and is honest near them: 0 of 10 right is 0 to 28%, not 0 to 0.
