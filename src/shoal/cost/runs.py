@@ -16,12 +16,13 @@ from shoal.model import counts
 from shoal.model.config import ModelConfig
 
 RULE = """\
-1. on one device                              -> one-device
-2. routed experts                             -> moe
-3. 20 billion active weights and more         -> dense-large
-4. below that, a tuned stack                  -> dense
-5. a general library, 1 billion and more      -> generic
-6. a general library, below 1 billion         -> generic-small
+1. on one device, below 17 million active     -> one-device-tiny   (nearer to 4 than to 69 million)
+2. on one device                              -> one-device
+3. routed experts                             -> moe
+4. 20 billion active weights and more         -> dense-large
+5. below that, a tuned stack                  -> dense
+6. a general library, 1 billion and more      -> generic
+7. a general library, below 1 billion         -> generic-small
 A CPU that was not calibrated                 -> cpu
 FP8 is planned as 16-bit: no calibration row trained in it. A class is the mean of its calibration rows."""
 
@@ -123,7 +124,7 @@ def runs() -> dict[str, Run]:
 def class_name(active: float, *, moe: bool, devices: int, stack: str) -> str:
     """The rule, on facts that are known before a run. devices 0: many, not said how many."""
     if devices == 1:
-        return "one-device"
+        return "one-device" if active >= 17e6 else "one-device-tiny"
     if moe:
         return "moe"
     if active >= 20e9:
