@@ -120,11 +120,8 @@ def test_the_command_sets_models_side_by_side(
 
     def oracle(body: dict[str, Any]) -> str:
         text = body["messages"][-1]["content"]
-        return (
-            str(eval(text.removeprefix("Calculate ").rstrip(".")))
-            if "Calculate" in text
-            else text.split()[-1]
-        )
+        found = calculate(text.removeprefix("Calculate ").rstrip("."))
+        return str(found[0]) if found else text.split()[-1]
 
     told = ["--endpoint", openai_server(oracle), "--n", "4", "--usd-in", "1", "--usd-out", "1000"]
     files = ["--beside", str(tmp_path / "mine.json"), "--plot", str(tmp_path / "plot.svg")]
