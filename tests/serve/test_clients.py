@@ -1,5 +1,5 @@
 """Other people's clients, unchanged, against our server: LangChain's two, litellm. They are no dependencies of ours:
-`pip install langchain-openai langchain-deepseek litellm` first."""
+`pip install shoal[clients]` brings them."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request as HttpRequest
@@ -27,6 +27,7 @@ class MessagesRequest(BaseModel):
     """POST /v1/messages. Bounds that are not here are those of the chat request it becomes."""
 
     model_config = ConfigDict(extra="allow")
+    needs_max_tokens: ClassVar[bool] = True
 
     model: Text | None = Field(None, max_length=1000)
     messages: Any = None
@@ -47,12 +48,12 @@ class MessagesRequest(BaseModel):
     def ignored(self) -> list[str]:
         return sorted(name for name, value in (self.model_extra or {}).items() if value not in (None, [], {}))
 
-    def chat(self, *, counting: bool = False) -> ChatRequest:
+    def chat(self) -> ChatRequest:
         """The same request as a chat; raises ApiError that speaks of this protocol's fields."""
         for name in ("mcp_servers", "container"):
             if (self.model_extra or {}).get(name):
                 raise not_yet(name, "running something for the model is")
-        if self.max_tokens is None and not counting:
+        if self.max_tokens is None and self.needs_max_tokens:
             raise bad_field("max_tokens", "max_tokens: this field is required")
         fields: dict[str, Any] = {
             "model": self.model, "messages": [*self._system(), *self._messages()], "max_tokens": self.max_tokens,
@@ -138,9 +139,9 @@ class MessagesRequest(BaseModel):
 
     def _tools(self) -> dict[str, Any]:
         tools = []
-        for i, tool in enumerate(
-            self.tools if isinstance(self.tools, list) else [self.tools] if self.tools else []
-        ):
+        if not isinstance(self.tools, list | None):
+            raise bad_field("tools", "tools: a list is expected")
+        for i, tool in enumerate(self.tools or ()):
             if not isinstance(tool, dict) or tool.get("type", "custom") != "custom":
                 raise bad_field(
                     f"tools[{i}]",
@@ -161,6 +162,12 @@ class MessagesRequest(BaseModel):
         chosen: Any = {"any": "required", "tool": named}.get(kind, kind)
         fields = {"tools": tools or None, "tool_choice": chosen if choice else None}
         return fields | ({"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") else {})
+
+
+class CountRequest(MessagesRequest):
+    """POST /v1/messages/count_tokens."""
+
+    needs_max_tokens = False
 
 
 def _texts(value: Any, place: str) -> list[str]:
@@ -232,8 +239,7 @@ class AnthropicApi:
         self.work, self.models = work, work.models
 
     async def count_tokens(self, request: HttpRequest) -> Response:
-        asked = validated(MessagesRequest, parse_object(await read_body(request.receive)))
-        chat = asked.chat(counting=True)
+        chat = validated(CountRequest, parse_object(await read_body(request.receive))).chat()
         prompt, _ = await self.work.prompt(chat, await self.models.open(chat.model))
         return JSONResponse({"input_tokens": len(prompt.ids)})
 

@@ -43,12 +43,18 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
     async def show_metrics(request: Request) -> Response:
         return Response(metrics.text(models.totals()), media_type="text/plain; version=0.0.4")
 
+    async def show_openapi(request: Request) -> Response:
+        from shoal.serve.openapi import document
+
+        return JSONResponse(document())
+
     routes = [
         Route("/", static.page),
         Route("/cost", static.cost),
         Route("/static/{path:path}", static.file),
         Route("/health", health),
         Route("/metrics", show_metrics),
+        Route("/openapi.json", show_openapi),
         *_api_routes(OpenAIApi(work), TokenApi(work)),
         *_other_routes(AnthropicApi(work), ResponsesApi(work)),
         *page.routes(),

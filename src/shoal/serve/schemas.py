@@ -30,7 +30,7 @@ MAX_TOKENS = 2**31 - 1
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Thinking = Literal["off", "low", "high", "max"]
-_EFFORTS: dict[str, Thinking] = {
+EFFORTS: dict[str, Thinking] = {
     "none": "off", "off": "off", "minimal": "low", "low": "low", "medium": "high", "high": "high", "xhigh": "high",
     "max": "max", "ultra": "max",
 }  # fmt: skip
@@ -446,9 +446,9 @@ class ChatRequest(Sampling):
 
 
 def _effort(place: str, value: Any) -> Thinking:
-    if isinstance(value, str) and value in _EFFORTS:
-        return _EFFORTS[value]
-    raise bad_field(place, f"{place}: expected one of {', '.join(_EFFORTS)}")
+    if isinstance(value, str) and value in EFFORTS:
+        return EFFORTS[value]
+    raise bad_field(place, f"{place}: expected one of {', '.join(EFFORTS)}")
 
 
 def _switch_or_effort(place: str, value: Any) -> Thinking | Literal["on"]:
