@@ -14,10 +14,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import shoal.model.counts as counts
 from shoal.cost.hardware import Device, device_entry
 from shoal.errors import ShoalError
 from shoal.files import atomic_write_text, shoal_home
-from shoal.model import counts
 from shoal.model.config import ModelConfig
 
 _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

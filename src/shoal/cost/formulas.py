@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import shoal.model.counts as counts
 from shoal.errors import UsageError
-from shoal.model import counts
 from shoal.model.config import ModelConfig
 
 Parts = dict[str, float]

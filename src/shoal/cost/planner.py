@@ -11,12 +11,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import shoal.model.counts as counts
 from shoal.cost import formulas, runs
 from shoal.cost.formulas import NODE, Layout, Parts
 from shoal.cost.hardware import Device, catalogue
 from shoal.cost.runs import UtilisationClass
 from shoal.errors import UsageError
-from shoal.model import counts
 from shoal.model.config import ModelConfig
 
 KINDS = ("pretrain", "extend", "sft", "lora", "grpo", "distill", "serve")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import shoal.model.counts as counts
 from shoal.cost.calibration import load_calibration
 from shoal.cost.hardware import catalogue
 from shoal.cost.receipt import Receipt
 from shoal.cost.runs import class_name, classes
-from shoal.model import counts
 from shoal.model.config import ModelConfig
 
 STAGES = ("train", "sft", "mtp")

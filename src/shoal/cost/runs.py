@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import shoal.model.counts as counts
 from shoal.cost.formulas import mean_context
 from shoal.cost.hardware import catalogue
 from shoal.errors import UsageError
-from shoal.model import counts
 from shoal.model.config import ModelConfig
 
 RULE = """\

@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+import shoal.model.counts as counts
+import shoal.model.registry as registry
 from shoal.cost import hardware, planner, runs
 from shoal.cost.calibration import Calibration, load_calibration
 from shoal.cost.export_rule import VERSIONS, classify
@@ -21,7 +23,6 @@ from shoal.cost.planner import Job
 from shoal.cost.receipt import Receipt
 from shoal.errors import ShoalError
 from shoal.files import read_text
-from shoal.model import counts, registry
 from shoal.model.config import ModelConfig
 from shoal.serve.body import parse_object, read_body, validated
 from shoal.serve.errors import ApiError
