@@ -151,7 +151,7 @@ def test_200_requests_over_16_connections_with_a_third_cancelled(
     generator = random.Random(1)
     jobs: queue.Queue[tuple[int, dict[str, Any], int | None]] = queue.Queue()
     for number in range(200):
-        text = "".join(generator.choice("abcdefgh ") for _ in range(generator.choice([10, 200, 2000])))
+        text = "".join(generator.choice("abcdefgh ") for _ in range(generator.choice([10, 200, 1500])))
         body = chat(text, generator.choice([4, 40, 200]), user=str(number % 5))
         jobs.put((number, body, generator.randint(1, 30) if number % 3 == 0 else None))
     waited: list[float] = []
@@ -176,8 +176,7 @@ def test_200_requests_over_16_connections_with_a_third_cancelled(
                             return
                         if isinstance(event, dict) and "timings" in event:
                             waited.append(event["timings"]["queue_ms"] / 1000)
-                            tokens = event["usage"]["completion_tokens"]
-                            assert tokens == body["max_tokens"] or "error" in event
+                            assert event["timings"]["predicted_n"] == body["max_tokens"]
                     assert event == "[DONE]"
             except Exception as error:
                 failed.append(f"{number}: {error!r}")
