@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,8 +90,9 @@ def decode_limit(opened: OpenedModel, probe: Probe, streams: int, context: int) 
 def _submit(opened: OpenedModel, prompt_tokens: int, answer_tokens: int, seed: int) -> Handle:
     generator = random.Random(seed)
     ids = [generator.randrange(opened.tokenizer.vocab_size) for _ in range(prompt_tokens)]
-    params = SamplingParams(temperature=0, max_tokens=answer_tokens, ignore_eos=True)
-    return opened.engine.submit(Request(ids, params, adapter=opened.adapter))
+    params = SamplingParams(temperature=0, max_tokens=answer_tokens, ignore_eos=True, speculate=False)
+    salt = secrets.token_hex()  # nothing is cached from the run before
+    return opened.engine.submit(Request(ids, params, adapter=opened.adapter, cache_salt=salt))
 
 
 def _finish(handle: Handle) -> Finished:
