@@ -126,6 +126,23 @@ def test_thinking_nonsense_and_contradictions_are_refused(client: httpx.Client, 
     refused(client, **bad)
 
 
+@pytest.mark.parametrize("field", [
+    {"thinking": {"type": "enabled", "budget_tokens": 5}}, {"reasoning": {"max_tokens": 5}},
+    {"thinking": {"type": "enabled", "budget_tokens": 0}},
+])  # fmt: skip
+def test_a_budget_in_tokens_bounds_the_thought(client: httpx.Client, field: dict[str, Any]) -> None:
+    """C44: the thought is closed and the answer comes; 0 is an answer at once."""
+    request = (
+        {k: v for k, v in body().items() if k != "thinking"} | {"ignore_eos": True, "max_tokens": 20} | field
+    )
+    found = client.post(CHAT, json=request).json()
+    budget = min(next(iter(field.values())).get(name, 9) for name in ("budget_tokens", "max_tokens"))
+    assert found["usage"]["completion_tokens_details"]["reasoning_tokens"] <= budget
+    assert found["choices"][0]["message"]["content"]
+    refused(client, thinking={"type": "enabled", "budget": 5})
+    refused(client, reasoning={"exclude": True})
+
+
 def test_old_thoughts_and_forged_marks_do_not_reach_the_model(client: httpx.Client) -> None:
     """C24, C17: earlier reasoning costs no prompt tokens, control strings in people's text cost their letters."""
     turns = [
@@ -195,6 +212,11 @@ def test_what_is_not_there_is_refused_by_name(client: httpx.Client, field: dict[
 def test_ignored_fields_are_named_and_strict_refuses_them(client: httpx.Client, start_server: Any) -> None:
     from shoal.serve.settings import ServerSettings
 
+    options = {"stream": True, "stream_options": {"include_obfuscation": False}}
+    assert (
+        client.post(CHAT, json=body(**options)).headers["x-shoal-ignored"]
+        == "stream_options.include_obfuscation"
+    )
     response = client.post(CHAT, json=body(verbosity="low", service_tier="auto", store=None))
     assert response.headers["x-shoal-ignored"] == "service_tier, verbosity"
     strict = start_server(ServerSettings(strict=True))

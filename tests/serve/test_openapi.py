@@ -55,7 +55,7 @@ def test_answers_have_what_it_promises(path: str, client: httpx.Client) -> None:
 
 
 @pytest.mark.slow
-def test_schemathesis(live_server: str) -> None:
+def test_schemathesis(live_server: str, tmp_path: Path) -> None:
     """Valid and invalid requests made from the document: no 5xx, no answer outside it, no invalid request accepted.
 
     That every valid one is accepted is not asked: fields that exclude each other cannot be said in a schema.
@@ -65,6 +65,6 @@ def test_schemathesis(live_server: str) -> None:
         sys.executable, "-m", "schemathesis.cli", "run", f"{live_server}/openapi.json", "--seed", "7", "--max-examples",
         "25", "--exclude-checks", "positive_data_acceptance", "--request-timeout", "60", "--phases", "coverage,fuzzing",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.search(r"[1-9]\d* generated", done.stdout), done.stdout[-2000:]

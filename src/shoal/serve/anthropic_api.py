@@ -71,12 +71,6 @@ class MessagesRequest(BaseModel):
                 error.param, error.message = name, error.message.replace(error.param, name, 1)
             raise
 
-    @property
-    def budget(self) -> int | None:
-        """How long to think, where the request says it in tokens."""
-        thinking = self._object("thinking")
-        return thinking.get("budget_tokens") if thinking.get("type") == "enabled" else None
-
     def _object(self, name: str) -> dict[str, Any]:
         value = getattr(self, name)
         if value is None:
@@ -124,7 +118,10 @@ class MessagesRequest(BaseModel):
             raise bad_field(
                 "output_config.effort", "output_config.effort: expected low, medium, high, xhigh or max"
             )
-        return {"thinking": {"type": "enabled"}} | ({"reasoning_effort": effort} if effort else {})
+        thinking = {"type": "enabled"} | (
+            {"budget_tokens": budget} if kind == "enabled" and budget is not None else {}
+        )
+        return {"thinking": thinking} | ({"reasoning_effort": effort} if effort else {})
 
     def _format(self) -> dict[str, Any]:
         shape = self._object("output_config").get("format")
@@ -254,8 +251,6 @@ class AnthropicApi:
 
     async def _answer(self, owner: str, asked: MessagesRequest, request: ChatRequest, reply: Reply) -> None:
         chat = await self.work.prepare(request, reply)
-        if asked.budget is not None and chat.prompt.thinking:
-            chat.budget = asked.budget
         head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant",
                 "model": self.models.slot(request.model).card.id}  # fmt: skip
         async with self.work.answering(chat, owner) as (events,):

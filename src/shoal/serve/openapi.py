@@ -322,8 +322,8 @@ def document() -> dict[str, Any]:
 def _add(schemas: dict[str, Any], model: type[BaseModel]) -> str:
     """Put a model's schema, and those it refers to, among the components."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(schema.pop("$defs", {}))
     _rename_bounds(schema)
+    schemas.update(schema.pop("$defs", {}))
     schema["properties"] |= FIELDS.get(model, {}) | NOT_NULL.get(model, {})
     if model in REQUIRED:
         schema["required"] = REQUIRED[model]

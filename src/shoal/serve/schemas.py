@@ -82,6 +82,8 @@ UNSUPPORTED = {
 
 
 class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
     include_usage: Flag | None = None
 
 
@@ -194,11 +196,11 @@ class Sampling(BaseModel):
     @property
     def ignored(self) -> list[str]:
         """Names of fields that were sent, hold something and have no effect here."""
-        return sorted(
-            name
-            for name, value in (self.model_extra or {}).items()
-            if value is not None and name not in UNSUPPORTED
-        )
+        extra = {name: value for name, value in (self.model_extra or {}).items() if name not in UNSUPPORTED}
+        if self.stream_options is not None:
+            more = self.stream_options.model_extra or {}
+            extra |= {f"stream_options.{name}": value for name, value in more.items()}
+        return sorted(name for name, value in extra.items() if value is not None)
 
     @property
     def include_usage(self) -> bool:
@@ -254,12 +256,18 @@ def parse_json(text: str, param: str) -> Any:
 
 
 class ThinkingSwitch(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     type: Literal["enabled", "disabled"]
+    budget_tokens: Whole | None = Field(None, ge=0, le=MAX_TOKENS)
 
 
 class ReasoningSwitch(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     enabled: Flag | None = None
     effort: Any = None
+    max_tokens: Whole | None = Field(None, ge=0, le=MAX_TOKENS)
 
 
 class ChatRequest(Sampling):
@@ -403,6 +411,8 @@ class ChatRequest(Sampling):
         if self.reasoning is not None:
             if self.reasoning.effort is not None:
                 said.append(("reasoning.effort", _effort("reasoning.effort", self.reasoning.effort)))
+            if self.reasoning.max_tokens is not None and self.reasoning.enabled is None:
+                said.append(("reasoning.max_tokens", "on"))
             if self.reasoning.enabled is not None:
                 said.append(("reasoning.enabled", "on" if self.reasoning.enabled else "off"))
         if self.think is not None:
@@ -423,6 +433,15 @@ class ChatRequest(Sampling):
                     "chat_template_kwargs: only thinking, enable_thinking and reasoning_effort are accepted",
                 )
         return said
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """The most tokens to think, where the request says it in tokens; the smaller of two."""
+        said = [
+            self.thinking.budget_tokens if self.thinking is not None else None,
+            self.reasoning.max_tokens if self.reasoning is not None else None,
+        ]
+        return min((budget for budget in said if budget is not None), default=None)
 
     @property
     def thinking_fields(self) -> list[str]:

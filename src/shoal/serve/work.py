@@ -133,6 +133,8 @@ class Work:
         if reply is not None and opened.protocol.thinking != "native" and effort not in (None, "off"):
             self.tell_ignored(reply, request.thinking_fields, "this model does not think first")
         thinking, budget = answers.thinking_of_request(opened, effort)
+        if request.thinking_budget is not None:
+            budget = request.thinking_budget
         messages, begun, tools = request.parsed_messages(), request.begun, request.offered_tools()
         if begun is not None:
             thinking = thinking and (bool(begun.reasoning_content) or not begun.content)
@@ -274,7 +276,9 @@ def sampling_params(opened: Opened, request: Sampling, limit: int, logprobs: int
         "frequency_penalty",
     )
     said = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    if request.temperature == 0:  # who asks for the likeliest token gets it: no penalty that he did not ask for
+    if (
+        request.temperature == 0
+    ):  # who asks for the likeliest token gets it: no penalty that he did not ask for
         said.setdefault("repetition_penalty", 1.0)
     echo = isinstance(request, CompletionRequest) and request.echo and logprobs is not None
     return replace(
