@@ -96,6 +96,27 @@ def test_a_plan_for_here_uses_it() -> None:
     assert values["price"]["basis"] == "electricity" and values["price"]["watts"] == 20.0
 
 
+def test_a_service_here_answers_one_reader_as_measured() -> None:
+    sample().save()
+    arguments = [
+        "cost",
+        "plan",
+        "smollm2-135m",
+        "--kind",
+        "serve",
+        "--prompts",
+        "100",
+        "--device",
+        "here",
+        "--bits",
+        "8",
+    ]
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--speed", "1", "--json"]).stdout)["serving"]
+    step = 30 * 1e-4 + counts.matrices_active(DENSE) * 1e-10
+    assert found["one_reader_tokens_per_second"] == pytest.approx(1 / step)
+    assert found["tokens_per_second"] > 1 / step  # several at once share the weights that are read
+
+
 def test_a_receipt_is_set_beside_its_plan() -> None:
     flops = 1e6 * counts.flops_per_token(DENSE, 512, training=True)
     receipt = Receipt("train", "2026-11-26T00:00:00Z", cpu_name(), 100.0, 10**6, flops, joules=1000.0, usd=0.5,

@@ -42,6 +42,7 @@ ROWS, LENGTH = 8, 512
 
 def calibrate(device: str, seconds: float, say: Any) -> Calibration:
     """Measure for about `seconds`: a quarter for the peaks, the rest for the trainer and the engine in halves."""
+    from shoal.ops import native
     from shoal.ops.probe import probe
 
     say("products and memory reads ...")
@@ -51,7 +52,9 @@ def calibrate(device: str, seconds: float, say: Any) -> Calibration:
         say("training steps ...")
         training = _training(peak.best_dtype, seconds * 0.4, peak.gemm_flops_per_second[peak.best_dtype])
         say("answers ...")
-        decoding = [_decoding(seconds * 0.35, peak)]
+        decoding = [
+            _decoding(seconds * 0.18, peak, quant) for quant in (("8", "4") if native.available else (None,))
+        ]
     return Calibration(
         device=peak.device,
         threads=peak.threads,
@@ -96,8 +99,11 @@ def _training(dtype: str, seconds: float, peak: float) -> dict[str, list[tuple[f
     return found
 
 
-def _decoding(seconds: float, peak: Probe) -> Decoding:
-    """Seconds of a step by dense layer, MoE layer and weight, from three random networks behind the real engine."""
+def _decoding(seconds: float, peak: Probe, quant: str | None) -> Decoding:
+    """Seconds of a step by dense layer, MoE layer and weight, from three random networks behind the real engine.
+
+    quant: bits of the native engine's weights; None: torch answers.
+    """
     from shoal.engine.measure import measure
     from shoal.engine.open import open_model
     from shoal.model import registry
@@ -122,9 +128,9 @@ def _decoding(seconds: float, peak: Probe) -> Decoding:
                 "special_tokens_map.json",
             ):
                 shutil.copyfile(nano.path / name, folder / name)
-            with contextlib.closing(open_model(folder, context=256, speculate="off")) as opened:
-                dtype = opened.dtype
-                best, stop = 0.0, time.perf_counter() + seconds / 4
+            with contextlib.closing(open_model(folder, context=256, speculate="off", quant=quant)) as opened:
+                dtype = f"int{quant}" if quant else opened.dtype
+                best, stop = 0.0, time.perf_counter() + seconds / 5
                 while not best or time.perf_counter() < stop:
                     figures = measure(opened, peak, prompt_tokens=16, answer_tokens=48, streams=(1,))
                     best = max(best, figures[-1].value)

@@ -269,7 +269,9 @@ def at_home(job: Job) -> Job:
     from shoal.cost.calibration import here
 
     found = here()
-    if job.utilisation is not None or job.like or job.kind == "serve" or not found.training:
+    if job.kind == "serve":
+        return replace(job, one_reader_seconds=found.one_reader_seconds(job.config, job.weight_bits))
+    if job.utilisation is not None or job.like or not found.training:
         return job
     share = found.utilisation(job.config, job.sequence)
     return replace(
@@ -330,6 +332,7 @@ def page(p: Plan, explain: bool = False) -> str:
         rows.append(("traffic", f"{_parts(p.communication, 'B')} per device and step{link}"))
     if p.serving:
         s = p.serving
+        rows.append(("one reader", f"{s['one_reader_tokens_per_second']:.4g} tokens/s"))
         speed = f"{s['tokens_per_second']:,.0f} tokens/s; first token after {s['first_token_seconds']:.2g} s"
         rows.append(
             ("service", f"{s['machines']:.0f} machine(s), each {s['readers']:.0f} readers at once, {speed}")

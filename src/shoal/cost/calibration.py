@@ -20,6 +20,7 @@ from shoal.errors import ShoalError
 from shoal.files import atomic_write_text, shoal_home
 from shoal.model.config import ModelConfig
 
+_BITS = {"int4": 4, "int8": 8, "bfloat16": 16, "float16": 16, "float32": 32}
 _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -70,6 +71,13 @@ class Calibration:
                 part = math.log(c.hidden_size / low) / math.log(high / low)
                 return a * (b / a) ** part
         return points[-1][1]
+
+    def one_reader_seconds(self, c: ModelConfig, weight_bits: float) -> float | None:
+        """Predicted seconds of a decoding step of one reader, with weights of the nearest measured width."""
+        if not self.decoding:
+            return None
+        found = min(self.decoding, key=lambda d: abs(_BITS.get(d.dtype, 32) - weight_bits))
+        return found.step_seconds(c)
 
     def training_peak(self) -> float:
         """FLOP/s that `utilisation` is a share of."""

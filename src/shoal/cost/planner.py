@@ -81,6 +81,8 @@ class Job:
     tokens_per_second: float = 10.0
     """Wanted by each reader of a service."""
     weight_bits: float = 16
+    one_reader_seconds: float | None = None
+    """Serving: a measured decoding step of one reader (this machine's calibration), instead of the data sheet's."""
 
     @property
     def layout(self) -> Layout:
@@ -539,8 +541,14 @@ class _Planner:
         room = (self.device.memory_bytes or math.inf) * FULL
         wanted = 1 / job.tokens_per_second
 
-        def seconds(sequences: int) -> float:
+        def sheet(sequences: int) -> float:
             return decode_seconds(self.c, self.device, job.count, sequences, mean, job.weight_bits)
+
+        def seconds(sequences: int) -> float:
+            """Measured for one reader, and what more of them add by the data sheet; else the data sheet's alone."""
+            if job.one_reader_seconds is None:
+                return sheet(sequences)
+            return job.one_reader_seconds + sheet(sequences) - sheet(1)
 
         def possible(sequences: int) -> bool:
             return seconds(sequences) <= wanted and need(job.count, sequences) <= room
@@ -586,6 +594,7 @@ class _Planner:
         p.serving = {
             "readers": batch,
             "step_seconds": step,
+            "one_reader_tokens_per_second": 1 / seconds(1),
             "tokens_per_second": rate,
             "prefill_tokens_per_second": prefill_rate,
             "first_token_seconds": job.prompt_tokens * (1 - job.cached_share) / prefill_rate,

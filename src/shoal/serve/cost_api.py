@@ -175,7 +175,9 @@ def _job(body: CostRequest) -> Job:
         },
     )
     here = _here()
-    if body.device == "here" and here and here.training and not body.like and body.kind != "serve":
+    if body.device == "here" and here and body.kind == "serve":
+        return dataclasses.replace(job, one_reader_seconds=here.one_reader_seconds(job.config, body.bits))
+    if body.device == "here" and here and here.training and not body.like:
         share = here.utilisation(job.config, job.sequence)
         job = dataclasses.replace(
             job, utilisation=share, measured=f"this machine, {here.measured_at}", states="fp32-muon"
