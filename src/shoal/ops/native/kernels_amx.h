@@ -33,9 +33,10 @@ template <Format F> void loosen(const uint8_t* block, int groups, const Loose& t
     }
 }
 
-// N = 4, 8, 12 or 16 tokens, of which `valid` are stored (the others are read: activations have room for 3 more).
+// N = 4, 8, 12 or 16 tokens, of which `valid` are stored (the others are read: activations have room for 3 more). `ahead`:
+// packed weights that will be wanted next.
 template <Format F, int N, bool full>
-void amx_tile(const Loose& w, int8_t* const q, const float* scales, const float* biases, int groups, int valid, float* y, ptrdiff_t ldy, int rows) {
+void amx_tile(const Loose& w, const uint8_t* ahead, int8_t* const q, const float* scales, const float* biases, int groups, int valid, float* y, ptrdiff_t ldy, int rows) {
     alignas(64) int32_t product[2][N * kRows];
     vf total[N];
     for (int t = 0; t < N; t++) total[t] = set1(0.0f);
@@ -50,6 +51,7 @@ void amx_tile(const Loose& w, int8_t* const q, const float* scales, const float*
         }
     };
     for (int g = 0; g < groups; g++) {
+        prefetch<Packed<F>::kBytes / 2>(ahead + ptrdiff_t(g) * (Packed<F>::kBytes / 2));
         _tile_loadd(2, w.weights + 512 * ptrdiff_t(g), 64);
         if constexpr (full) {
             _tile_loadd(1, q + g * kGroup, width);
@@ -93,7 +95,8 @@ template <Format F> void amx_matmul(const Matrix& w, const Activations& x, int t
             const Activations from = x.from(t);
             for (int i = 0; i < count; i++) {
                 const int row = (first + i) * kRows, rows = w.rows - row < kRows ? w.rows - row : kRows;
-                kernel(loose[i], from.q, from.scale, from.bias, groups, valid, y + t * ldy + row, ldy, rows);
+                const uint8_t* next = w.data + (first + i + (t ? 0 : kTogether)) * w.block_bytes();
+                kernel(loose[i], next, from.q, from.scale, from.bias, groups, valid, y + t * ldy + row, ldy, rows);
             }
         };
         int t = 0;

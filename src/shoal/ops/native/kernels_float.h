@@ -2,35 +2,46 @@
 // Per output: sum = fma(w[d], x[d], sum) for d ascending, in float.
 #pragma once
 
-template <Format F, int N> void float_tile(const uint8_t* block, int cols, const Activations& x, float* y, ptrdiff_t ldy, int rows) {
-    vf total[N];
-    for (int t = 0; t < N; t++) total[t] = set1(0.0f);
-    int d = 0;
-    for (; d + 2 <= cols; d += 2) {
-        vf even = F == Format::F32 ? load((const float*)block + ptrdiff_t(d) * kRows) : load_bf16_even(block + ptrdiff_t(d) * 32);
-        vf odd = F == Format::F32 ? load((const float*)block + ptrdiff_t(d + 1) * kRows) : load_bf16_odd(block + ptrdiff_t(d) * 32);
-        for (int t = 0; t < N; t++) {
-            total[t] = fma(even, set1(x.x[t * x.ldx + d]), total[t]);
-            total[t] = fma(odd, set1(x.x[t * x.ldx + d + 1]), total[t]);
+// N tokens with B row blocks: few tokens take several blocks, so that the multipliers have independent sums to work on.
+template <Format F, int N, int B>
+void float_tile(const uint8_t* block, ptrdiff_t block_bytes, int cols, const Activations& x, float* y, ptrdiff_t ldy, int rows) {
+    constexpr int kPair = F == Format::F32 ? 128 : 64;  // bytes of two inner elements
+    vf total[N][B];
+    for (int t = 0; t < N; t++)
+        for (int b = 0; b < B; b++) total[t][b] = set1(0.0f);
+    for (int d = 0; d < cols; d += 2, block += kPair) {
+        const bool last = d + 1 == cols;
+        for (int b = 0; b < B; b++) {
+            const uint8_t* pair = block + b * block_bytes;
+            prefetch<kPair>(pair + kAhead);
+            vf even = F == Format::F32 ? load((const float*)pair) : load_bf16_even(pair);
+            for (int t = 0; t < N; t++) total[t][b] = fma(even, set1(x.x[t * x.ldx + d]), total[t][b]);
+            if (last) continue;
+            vf odd = F == Format::F32 ? load((const float*)pair + kRows) : load_bf16_odd(pair);
+            for (int t = 0; t < N; t++) total[t][b] = fma(odd, set1(x.x[t * x.ldx + d + 1]), total[t][b]);
         }
     }
-    if (d < cols) {
-        vf last = F == Format::F32 ? load((const float*)block + ptrdiff_t(d) * kRows) : load_bf16_even(block + ptrdiff_t(d) * 32);
-        for (int t = 0; t < N; t++) total[t] = fma(last, set1(x.x[t * x.ldx + d]), total[t]);
-    }
-    for (int t = 0; t < N; t++) store_n(y + t * ldy, total[t], rows);
+    for (int t = 0; t < N; t++)
+        for (int b = 0; b < B; b++) store_n(y + t * ldy + b * kRows, total[t][b], b < B - 1 ? kRows : rows);
 }
 
-template <Format F, int N> void float_tokens(const uint8_t* block, int cols, const Activations& x, int tokens, float* y, ptrdiff_t ldy, int rows) {
+// `rows` of the last block.
+template <Format F, int N, int B>
+void float_tokens(const uint8_t* block, ptrdiff_t block_bytes, int cols, const Activations& x, int tokens, float* y, ptrdiff_t ldy, int rows) {
     int t = 0;
-    for (; t + N <= tokens; t += N) float_tile<F, N>(block, cols, x.from(t), y + t * ldy, ldy, rows);
+    for (; t + N <= tokens; t += N) float_tile<F, N, B>(block, block_bytes, cols, x.from(t), y + t * ldy, ldy, rows);
     if constexpr (N > 1)
-        if (t < tokens) float_tokens<F, N - 1>(block, cols, x.from(t), tokens - t, y + t * ldy, ldy, rows);
+        if (t < tokens) float_tokens<F, N - 1, B>(block, block_bytes, cols, x.from(t), tokens - t, y + t * ldy, ldy, rows);
 }
 
 template <Format F> void float_matmul(const Matrix& w, const Activations& x, int tokens, float* y, ptrdiff_t ldy, int begin, int end) {
-    for (int b = begin; b < end; b++) {
-        int rows = w.rows - b * kRows < kRows ? w.rows - b * kRows : kRows;
-        float_tokens<F, kTile>(w.data + b * w.block_bytes(), w.cols, x, tokens, y + b * kRows, ldy, rows);
+    const ptrdiff_t size = ptrdiff_t(w.block_bytes());
+    for (int b = begin; b < end;) {
+        const int together = tokens <= 2 && end - b >= 4 ? 4 : 1, left = w.rows - (b + together - 1) * kRows;
+        const int rows = left < kRows ? left : kRows;
+        const uint8_t* block = w.data + b * size;
+        if (together == 4) float_tokens<F, 2, 4>(block, size, w.cols, x, tokens, y + b * kRows, ldy, rows);
+        else float_tokens<F, kTile, 1>(block, size, w.cols, x, tokens, y + b * kRows, ldy, rows);
+        b += together;
     }
 }
