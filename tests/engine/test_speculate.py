@@ -425,3 +425,32 @@ def test_step_times_between_and_beyond() -> None:
         measured.add(5, 1.5)
     assert measured.expect(5) == pytest.approx(1.5, rel=0.01)
     assert times(n4=1.0).expect(1) == 1.0
+
+
+def test_a_model_is_opened_with_its_drafter_and_its_cache_on_disk() -> None:
+    """By way of `open_model`: the small model (here the model itself) drafts, and a restart finds the prompt."""
+    from shoal.engine.open import open_model
+
+    ids, answers = [7, 30, 200, 41, 5] * 20, []
+    for cached in (0, 96):
+        opened = open_model("nano", dtype="float32", context=256, speculate="nano", cache_disk_bytes=10**9)
+        opened.engine._speculator._policy = Always(4)  # type: ignore[union-attr]
+        pieces, end = ask(opened.engine, ids, temperature=0, max_tokens=12)
+        opened.close()
+        answers.append([piece.token_id for piece in pieces])
+        assert end.usage.cached_tokens == cached
+        assert end.usage.accepted_tokens > 0.5 * end.usage.draft_tokens > 0
+    assert answers[0] == answers[1]
+
+
+def test_a_drafter_that_cannot_be_is_refused(
+    tmp_path: Any, tokenizer: Tokenizer, gqa_network: CausalLM
+) -> None:
+    from shoal.engine.open import open_model
+    from shoal.errors import UsageError
+    from shoal.model.checkpoint.save import save_checkpoint
+
+    save_checkpoint(tmp_path / "tiny", gqa_network, tokenizer_files=tokenizer.save)
+    for speculate, told in (("mtp", "no multi-token prediction module"), ("nano", "another vocabulary")):
+        with pytest.raises(UsageError, match=told):
+            open_model(tmp_path / "tiny", dtype="float32", speculate=speculate)
