@@ -29,6 +29,8 @@ from shoal.engine.types import InvalidRequest
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+    from shoal.engine.engine import Engine
+
 MAX_GRAMMAR_CHARACTERS = 1 << 16
 MAX_SCHEMA_DEPTH = 64
 MAX_MULTIPLE_OF = 10_000
@@ -281,14 +283,14 @@ class _Vocabulary:
         return self._encode(text.decode("utf-8", "replace"))
 
 
-_compilers: weakref.WeakKeyDictionary[Tokenizer, Compiler] = weakref.WeakKeyDictionary()
+_compilers: weakref.WeakKeyDictionary[object, Compiler] = weakref.WeakKeyDictionary()
 
 
-def compiler_for(tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]) -> Compiler:
-    """The one compiler of a tokenizer."""
-    if tokenizer not in _compilers:
-        _compilers[tokenizer] = Compiler(tokenizer, vocab_size, end_ids)
-    return _compilers[tokenizer]
+def compiler_for(engine: Engine, end_ids: Sequence[int]) -> Compiler:
+    """The one compiler of an engine; it goes with it."""
+    if engine not in _compilers:
+        _compilers[engine] = Compiler(engine.tokenizer, engine.runner.vocab_size, end_ids)
+    return _compilers[engine]
 
 
 def _survives(grammar: str) -> bool:

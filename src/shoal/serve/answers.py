@@ -208,7 +208,7 @@ async def compiled(opened: Opened, constraint: Constraint | None) -> Grammar | N
     if constraint is None:
         return None
     ends = dict.fromkeys((*opened.protocol.stop_ids, *opened.tokenizer.eos_ids, *opened.config.eos_token_ids))
-    compiler = compiler_for(opened.tokenizer, opened.engine.runner.vocab_size, list(ends))
+    compiler = compiler_for(opened.engine, list(ends))
     return await off_loop(lambda: compiler.compile(constraint), constraint.param)
 
 
