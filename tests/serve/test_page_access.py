@@ -231,6 +231,7 @@ def test_a_long_chat_is_drawn_near_the_reader_only(open_page: Open, page_store: 
         parent = made["id"]
     page = open_page(f"/#{chat}")
     page.wait_for_selector(".turn.last .hljs-number")
+    page.wait_for_selector(".turn >> nth=249", state="attached")
     assert page.locator(".turn").count() == 250
     assert page.locator(".far").count() > 200
     page.evaluate("document.querySelector('.scroll').scrollTop = 0")

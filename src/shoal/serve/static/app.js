@@ -74,7 +74,7 @@ function ChatMenu() {
   const chat = state.chat;
   if (!chat) return null;
   const row = state.chats.find(({ id }) => id === chat.id);
-  const items = [
+  const items = () => [
     row && { icon: row.pinned ? "pin-off" : "pin", name: t(row.pinned ? "history.unpin" : "history.pin"), run: () => pin(row) },
     { icon: "sliders-horizontal", name: t("settings.open"), run: () => openDialog("settings") },
     { icon: "receipt-text", name: t("receipt.chat"), run: () => openDialog("chatReceipt") },

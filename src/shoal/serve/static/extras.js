@@ -38,7 +38,7 @@ export function AddMenu({ onPick }) {
       changed();
     },
   });
-  const items = [
+  const items = () => [
     { icon: "paperclip", name: t("files.attach"), run: () => onPick(false) },
     { icon: "folder", name: t("files.attachFolder"), run: () => onPick(true) },
     { icon: "book-open", name: t("library.prompts"), keys: "/", run: () => openDialog("library", { entry: "prompt" }) },

@@ -55,9 +55,20 @@ export function t(key, values = {}) {
   });
 }
 
+/** @type {Map<string, Intl.NumberFormat>} they are slow to make */
+const formats = new Map();
+
+/** @param {Intl.NumberFormatOptions} options */
+function format(options) {
+  const key = language + JSON.stringify(options);
+  const made = formats.get(key) ?? new Intl.NumberFormat(language, options);
+  formats.set(key, made);
+  return made;
+}
+
 /** @param {number} value @param {number} [digits] after the point, at most */
 export function number(value, digits = 0) {
-  return new Intl.NumberFormat(language, { maximumFractionDigits: digits }).format(value);
+  return format({ maximumFractionDigits: digits }).format(value);
 }
 
 /** 0.04, 4.2 and 42: two figures that count. @param {number} value */
@@ -69,12 +80,12 @@ export function seconds(value) {
 export function bytes(value) {
   const [unit, size] = value >= 1e9 ? ["gigabyte", 1e9] : value >= 1e6 ? ["megabyte", 1e6] : ["kilobyte", 1e3];
   const digits = value / size < 10 ? 1 : 0;
-  return new Intl.NumberFormat(language, { style: "unit", unit, maximumFractionDigits: digits }).format(value / size);
+  return format({ style: "unit", unit, maximumFractionDigits: digits }).format(value / size);
 }
 
 /** 135 M, 7.2 B, 1.3億: counts of parameters and tokens. @param {number} value */
 export function compact(value) {
-  return new Intl.NumberFormat(language, { notation: "compact", maximumSignificantDigits: 3 }).format(value);
+  return format({ notation: "compact", maximumSignificantDigits: 3 }).format(value);
 }
 
 /** @param {number} value @param {string} [currency] */
@@ -85,7 +96,7 @@ export function money(value, currency = "USD") {
     currencyDisplay: /** @type {const} */ ("narrowSymbol"),
     maximumSignificantDigits: 2,
   };
-  const shown = new Intl.NumberFormat(language, form);
+  const shown = format(form);
   return value > 0 && value < 1e-7 ? `< ${shown.format(1e-7)}` : shown.format(value);
 }
 
@@ -96,7 +107,7 @@ export function dateTime(time) {
 
 /** @param {number} value 0 to 1 */
 export function percent(value) {
-  return new Intl.NumberFormat(language, { style: "percent" }).format(value);
+  return format({ style: "percent" }).format(value);
 }
 
 /**

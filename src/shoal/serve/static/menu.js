@@ -5,7 +5,7 @@ import { html, Icon, useEffect, useRef, useState } from "./lib.js";
 /**
  * @typedef {{key?: string, icon?: string, name?: string, about?: string, view?: any, checked?: boolean, run: () => void,
  *   danger?: boolean, keys?: string} | null | false | undefined | ""} Item what is nothing is left out
- * @param {{label: string, button: any, kind?: string, title?: string, items: Item[], foot?: any, place?: "above" | "below",
+ * @param {{label: string, button: any, kind?: string, title?: string, items: () => Item[], foot?: any, place?: "above" | "below",
  *   pressed?: boolean}} props
  *   `label` names button and menu, `button` is what the button shows
  */
@@ -43,7 +43,7 @@ export function Menu({ label, button, kind = "chip", title, items, foot, place =
     event.preventDefault();
     event.stopPropagation();
   };
-  const shown = items.filter(Boolean).map((each) => {
+  const shown = (open ? items() : []).filter(Boolean).map((each) => {
     const item = /** @type {Exclude<Item, null | false | undefined | "">} */ (each);
     const choose = () => {
       close();

@@ -50,12 +50,13 @@ export function ModelFacts(each) {
 export function ModelPicker() {
   const chosen = model();
   if (!chosen) return html`<span class="chip">${t("model.none")}</span>`;
-  const items = state.models.map((each) => ({
+  const item = (/** @type {Model} */ each) => ({
     key: each.id,
     checked: each.id === chosen.id,
     view: ModelFacts(each),
     run: () => chooseModel(each.id),
-  }));
+  });
+  const items = () => state.models.map(item);
   const button = html`<span class="name">${chosen.name}</span><${Icon} name="chevron-down" />`;
   const foot = state.moreModelsHint && html`<p>${state.moreModelsHint}</p>`;
   return html`<${Menu} label=${t("model.choose", { name: chosen.name })} button=${button} items=${items} foot=${foot} />`;
@@ -88,17 +89,19 @@ export function EffortPicker() {
   const on = state.effort !== "off";
   const last = /** @type {import("./store.js").Effort} */ (localStorage.getItem("effortLast") ?? "high");
   const toggle = () => setEffort(on ? "off" : EFFORTS.includes(last) ? last : "high");
-  const items = EFFORTS.map((effort) => ({
+  const item = (/** @type {import("./store.js").Effort} */ effort) => ({
     key: effort,
     name: t(`effort.${effort}`),
     about: t(`effort.${effort}About`),
     checked: effort === state.effort,
     run: () => setEffort(effort),
-  }));
-  const label = on ? t("composer.thinkHard", { effort: t(`effort.${state.effort}`) }) : t("composer.think");
+  });
+  const items = () => EFFORTS.map(item);
+  const effort = t(`effort.${state.effort}`);
+  const label = on ? t("composer.thinkHard", { effort }) : t("composer.think");
   return html`<span class=${on ? "split on" : "split"}>
-    <button type="button" class="chip" aria-pressed=${on} title=${t("composer.thinkHint")} onClick=${toggle}>
-      <${Icon} name="brain" /><span>${label}</span>
+    <button type="button" class="chip" aria-pressed=${on} aria-label=${label} title=${t("composer.thinkHint")} onClick=${toggle}>
+      <${Icon} name="brain" /><span class="long">${label}</span>${on && html`<span class="short">${effort}</span>`}
     </button>
     <${Menu} kind="chip narrow" label=${t("effort.choose")} button=${html`<${Icon} name="chevron-down" />`} items=${items} />
   </span>`;

@@ -4,14 +4,16 @@ import { html, useEffect, useRef, useState } from "./lib.js";
 import { prefer } from "./ask.js";
 import { language, t } from "./i18n.js";
 import { MessageView } from "./message.js";
-import { isRunning, runningMessage, state } from "./store.js";
+import { changed, isRunning, runningMessage, state } from "./store.js";
 import { byParent, pathTo } from "./tree.js";
 import { modelName } from "./waiting.js";
 
 /** @typedef {import("./store.js").Message} Message */
 
 const NEAR_PX = 1_500;
-const DRAWN_AT_ONCE = 3; // turns at the end
+const DRAWN_AT_ONCE = 1; // turns at the end: the others follow in the next paint
+const TURNS_PER_PAINT = 20; // of a long chat that is opened: its end first, the rest above it in the next paints
+let begun = { chat: "", turns: 0 };
 
 /** @type {IntersectionObserver | undefined} */
 let watcher;
@@ -95,7 +97,14 @@ export function Thread({ onToggle, failure }) {
       onToggle=${onToggle}
     />`;
   };
-  return turns.map((turn, index) => {
+  if (begun.chat !== chat.id) begun = { chat: chat.id, turns: 0 };
+  if (begun.turns < turns.length) {
+    begun.turns += begun.turns ? TURNS_PER_PAINT : DRAWN_AT_ONCE;
+    if (begun.turns < turns.length) setTimeout(changed);
+  }
+  const first = Math.max(0, turns.length - begun.turns);
+  return turns.slice(first).map((turn, place) => {
+    const index = first + place;
     const last = index === turns.length - 1;
     const view = (/** @type {boolean} */ near) => {
       const parts = turn.map((message) => {
