@@ -27,6 +27,7 @@ from shoal.model.config import ModelConfig
 from shoal.model.moe import RoutedExperts
 from shoal.model.transformer import CausalLM
 from shoal.ops.experts import Sorted, experts, grouped_linear
+from shoal.ops.lora import lora_linear
 
 STACKS = ("gate_proj", "up_proj", "down_proj")
 
@@ -153,8 +154,12 @@ class _AdaptedLinear(nn.Linear):
     selection: Selection
 
     def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.selection.factors(self.module))
+        if len(parts) == 1 and parts[0][1] is None and not self.weight.requires_grad:
+            f = parts[0][0]
+            return lora_linear(x, self.weight, self.bias, f.a, f.b, f.scale)
         y = F.linear(x, self.weight, self.bias)
-        for f, tokens in self.selection.factors(self.module):
+        for f, tokens in parts:
             rows = x if tokens is None else x.index_select(0, tokens)
             added = F.linear(F.linear(rows, f.a.to(x.dtype)), f.b.to(x.dtype)) * f.scale
             y = y + added if tokens is None else y.index_add(0, tokens, added.to(y.dtype))

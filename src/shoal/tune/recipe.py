@@ -8,6 +8,7 @@ Keys, types and errors work as in training recipes (train/recipe.py); `docs/adap
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from shoal.train.recipe import (
     Plan,
     RunRecipe,
     StageRecipe,
+    explain_sections,
     gather_sections,
     knob,
     parse_overrides,
@@ -223,3 +225,17 @@ def _check_distill(stage: DistillStage) -> list[str]:
     if stage.kind == "on_policy" and stage.steps < 1:
         faults.append("distill.steps must be at least 1: on_policy makes its own rows")
     return faults
+
+
+def explain() -> str:
+    """The keys of tuning recipes as markdown tables (docs/adapt.md holds them; a test compares)."""
+    before, now = dataclasses.asdict(StageRecipe()), dataclasses.asdict(TuneStage())
+    others = ", ".join(f"`{key} = {json.dumps(now[key])}`" for key in before if before[key] != now[key])
+    tables = explain_sections(
+        ("[model]", ModelRecipe),
+        ("[adapter]", AdapterRecipe),
+        ("[sft], [distill] and [dpo]", TuneStage),
+        ("[distill], also", DistillStage),
+        ("[dpo], also", DpoStage),
+    )
+    return f"{tables}\nOther defaults than in training: {others}; a rate of 0 stands for 3e-4 (adapters) or 3e-5.\n"

@@ -32,7 +32,6 @@ from shoal.model.checkpoint import adapter_files, load
 from shoal.model.checkpoint.source import open_source
 from shoal.model.config import ModelConfig
 from shoal.model.context import RowsContext
-from shoal.model.moe import RoutedExperts
 from shoal.model.transformer import CausalLM
 from shoal.train.events import Log
 from shoal.train.interrupts import locked
@@ -154,14 +153,8 @@ class TuneRun(Run):
         return load.load_network(self.base_path, device=self.device)
 
     def frozen(self, network: CausalLM) -> CausalLM:
-        """Matrices of a frozen base in the dtype they are multiplied in: half the memory, no cast in every pass."""
-        if (dtype := self.machine.autocast) is not None:
-            for module in network.modules():
-                if isinstance(module, (nn.Linear, RoutedExperts)) and module is not network.lm_head:
-                    for parameter in module.parameters(recurse=False):
-                        if parameter.ndim > 1:
-                            parameter.data = parameter.data.to(dtype)
-        return network.requires_grad_(False)
+        """A network without gradients, held in the dtype that it is multiplied in: half the memory and no casts."""
+        return network.to(self.machine.autocast or torch.float32).requires_grad_(False)
 
     def _parent(self) -> Receipt | None:
         start = self.tuning.adapter.start
