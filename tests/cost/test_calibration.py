@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from shoal.cli.main import app
 from shoal.cost import calibration, hardware, runs
-from shoal.cost.calibration import Calibration, Decoding, load_calibration, solve3
+from shoal.cost.calibration import Calibration, Decoding, load_calibration, two_costs
 from shoal.cost.receipt import Receipt
 from shoal.cost.replay import beside_receipts
 from shoal.errors import ShoalError
@@ -31,7 +31,7 @@ def sample(**over: Any) -> Calibration:
         "device": cpu_name(), "threads": 2, "measured_at": "2026-11-26T20:00:00Z",
         "peak": {"float32": 1e11, "bfloat16": 4e11}, "read_bytes_per_second": 1e10, "memory_bytes": 16e9,
         "training_dtype": "bfloat16", "training": {"moe": [(128.0, 0.1), (256.0, 0.2)], "dense": [(256.0, 0.25)]},
-        "decoding": [Decoding("int8", 1e-4, 2e-4, 1e-10)],
+        "decoding": [Decoding("int8", (1e-4, 1e-10), (2e-4, 2e-10))],
     }  # fmt: skip
     return Calibration(**(values | over))
 
@@ -60,19 +60,20 @@ def test_utilisation_follows_the_width() -> None:
     assert one.step_seconds(DENSE, 512, 4096) == pytest.approx(work / (4e11 * 0.25))
 
 
-def test_three_networks_tell_three_costs() -> None:
-    rows = [(1.0, 3.0, 1e6), (6.0, 0.0, 5e6), (8.0, 0.0, 6e7)]
-    truth = (1e-4, 3e-4, 2e-11)
-    values = [sum(r * x for r, x in zip(row, truth, strict=True)) for row in rows]
-    assert solve3(rows, values) == pytest.approx(truth)
-    assert min(solve3(rows, [1e-3, 1e-3, 1e-4])) >= 0  # noise never gives a negative cost
+def test_two_networks_tell_two_costs() -> None:
+    layer, weight = 1e-4, 2e-11
+    small, wide = ((n, w, n * layer + w * weight) for n, w in ((6.0, 5e6), (8.0, 6e7)))
+    assert two_costs(small, wide) == pytest.approx((layer, weight))
+    assert min(two_costs((6.0, 5e6, 1e-3), (8.0, 6e7, 1e-4))) >= 0  # noise never gives a negative cost
     with pytest.raises(ShoalError, match="alike"):
-        solve3([(1.0, 1.0, 1.0)] * 3, [1.0, 1.0, 1.0])
+        two_costs((1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
 
 
 def test_an_answer_is_predicted_by_layers_and_weights() -> None:
-    seconds = Decoding("int8", 1e-4, 2e-4, 1e-10).step_seconds(DENSE)
-    assert seconds == pytest.approx(30 * 1e-4 + counts.matrices_active(DENSE) * 1e-10)
+    one = Decoding("int8", dense=(1e-4, 1e-10), moe=(2e-4, 2e-10))
+    assert one.step_seconds(DENSE) == pytest.approx(30 * 1e-4 + counts.matrices_active(DENSE) * 1e-10)
+    nano = runs.known_model("shoal-nano")
+    assert one.step_seconds(nano) == pytest.approx(8 * 2e-4 + counts.matrices_active(nano) * 2e-10)
 
 
 def test_a_plan_for_here_uses_it() -> None:

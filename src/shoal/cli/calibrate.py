@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.cost.calibration import Calibration, Decoding, solve3
+from shoal.cost.calibration import Calibration, Decoding, two_costs
 from shoal.model import counts
 from shoal.model.config import ModelConfig
 
@@ -100,7 +100,7 @@ def _training(dtype: str, seconds: float, peak: float) -> dict[str, list[tuple[f
 
 
 def _decoding(seconds: float, peak: Probe, quant: str | None) -> Decoding:
-    """Seconds of a step by dense layer, MoE layer and weight, from three random networks behind the real engine.
+    """Seconds of a step by layer and by weight, from two dense networks and two mixtures behind the real engine.
 
     quant: bits of the native engine's weights; None: torch answers.
     """
@@ -113,8 +113,9 @@ def _decoding(seconds: float, peak: Probe, quant: str | None) -> Decoding:
 
     nano = registry.find("nano")
     assert nano is not None, "the package holds nano"
-    rows, values, dtype = [], [], ""
-    for shape in (SMALL_MOE, DENSE, WIDE_DENSE):
+    points: list[tuple[float, float, float]] = []
+    dtype = ""
+    for shape in (DENSE, WIDE_DENSE, SMALL_MOE, WIDE_MOE):
         config = ModelConfig.from_dict(shape)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "reference"
@@ -130,13 +131,10 @@ def _decoding(seconds: float, peak: Probe, quant: str | None) -> Decoding:
                 shutil.copyfile(nano.path / name, folder / name)
             with contextlib.closing(open_model(folder, context=256, speculate="off", quant=quant)) as opened:
                 dtype = f"int{quant}" if quant else opened.dtype
-                best, stop = 0.0, time.perf_counter() + seconds / 5
+                best, stop = 0.0, time.perf_counter() + seconds / 6
                 while not best or time.perf_counter() < stop:
                     figures = measure(opened, peak, prompt_tokens=16, answer_tokens=48, streams=(1,))
                     best = max(best, figures[-1].value)
-        moe = sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers))
-        rows.append(
-            (float(config.num_hidden_layers - moe), float(moe), float(counts.matrices_active(config)))
-        )
-        values.append(1 / best)
-    return Decoding(dtype, *solve3(rows, values))
+        weights = float(counts.matrices_active(config))
+        points.append((float(config.num_hidden_layers), weights, 1 / best))
+    return Decoding(dtype, dense=two_costs(points[0], points[1]), moe=two_costs(points[2], points[3]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +111,13 @@ def read_config(model: str | None, changes: list[str]) -> tuple[str, ModelConfig
         key, equals, text = change.partition("=")
         if not equals:
             raise UsageError(f"--set {change!r} has no value", hint="Write --set num_hidden_layers=12.")
+        known = [entry.name for entry in fields(ModelConfig)]
+        if key.strip() not in known:
+            near = difflib.get_close_matches(key.strip(), known, n=3)
+            raise UsageError(
+                f"--set: {key!r} is no key of config.json that Shoal reads",
+                hint=f"Nearest: {', '.join(near or known)}.",
+            )
         try:
             values[key.strip()] = json.loads(text)
         except ValueError:
@@ -610,9 +619,8 @@ def calibrate_command(
                 f"  {f'training, {kind}, width {width:.0f}':<34}{share:10.1%} of the {found.training_dtype} peak"
             )
     for d in found.decoding:
-        typer.echo(
-            f"  {f'answering, {d.dtype}':<34}{d.per_dense_layer * 1e6:10.1f} us a dense layer, "
-            f"{d.per_moe_layer * 1e6:.1f} us a MoE layer, {d.per_weight * 1e12:.3g} ms per 10^9 weights"
-        )
+        for kind, (layer, weight) in (("dense", d.dense), ("mixture", d.moe)):
+            costs = f"{layer * 1e6:10.1f} us a layer, {weight * 1e12:.0f} us a million weights"
+            typer.echo(f"  {f'answering, {d.dtype}, {kind}':<34}{costs}")
     if found.busy:
         typer.echo("other programs were at work: these figures are too low; measure again on a quiet machine")

@@ -26,18 +26,15 @@ _NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 @dataclass(frozen=True)
 class Decoding:
-    """A decoding step of one stream, in seconds: a x dense layers + b x MoE layers + c x weights read."""
+    """A decoding step of one stream: (seconds per layer, seconds per active weight), of dense networks and mixtures."""
 
     dtype: str
-    per_dense_layer: float
-    per_moe_layer: float
-    per_weight: float
+    dense: tuple[float, float]
+    moe: tuple[float, float]
 
     def step_seconds(self, c: ModelConfig) -> float:
-        moe = sum(c.is_moe_layer(i) for i in range(c.num_hidden_layers))
-        dense = c.num_hidden_layers - moe
-        weights = counts.matrices_active(c)
-        return self.per_dense_layer * dense + self.per_moe_layer * moe + self.per_weight * weights
+        per_layer, per_weight = self.moe if c.n_routed_experts else self.dense
+        return per_layer * c.num_hidden_layers + per_weight * counts.matrices_active(c)
 
 
 @dataclass(frozen=True)
@@ -120,11 +117,14 @@ def load_calibration() -> Calibration | None:
         return None
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        values["decoding"] = [Decoding(**row) for row in values.get("decoding", [])]
+        values["decoding"] = [
+            Decoding(row["dtype"], tuple(row["dense"]), tuple(row["moe"]))
+            for row in values.get("decoding", [])
+        ]
         if values.get("training"):
             values["training"] = {k: [tuple(p) for p in v] for k, v in values["training"].items()}
         return Calibration(**values)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ShoalError(f"{path} is damaged: {error}", hint="Run `shoal cost calibrate` again.") from error
 
 
@@ -136,23 +136,18 @@ def here() -> Calibration:
     return found
 
 
-def solve3(rows: list[tuple[float, float, float]], values: list[float]) -> tuple[float, float, float]:
-    """x with rows . x = values, by Cramer's rule; a negative part is set to 0 and the rest scaled to the sum."""
+def two_costs(small: tuple[float, float, float], wide: tuple[float, float, float]) -> tuple[float, float]:
+    """(seconds per layer, seconds per weight) from two networks' (layers, weights, seconds).
 
-    def det(m: list[tuple[float, float, float]]) -> float:
-        (a, b, c), (d, e, f), (g, h, i) = m
-        return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-
-    whole = det(rows)
-    if abs(whole) < 1e-300:
+    A negative cost, which noise can give, becomes 0 and the other carries the wider network's time.
+    """
+    (a, b, s), (c, d, t) = small, wide
+    whole = a * d - b * c
+    if abs(whole) < 1e-9 * abs(a * d):
         raise ShoalError("the reference networks are too alike to tell their costs apart")
-    found = []
-    for column in range(3):
-        changed = [
-            tuple(value if k == column else row[k] for k in range(3))
-            for row, value in zip(rows, values, strict=True)
-        ]
-        found.append(max(det(changed) / whole, 0.0))  # type: ignore[arg-type]
-    made = sum(sum(r * x for r, x in zip(row, found, strict=True)) for row in rows)
-    scale = sum(values) / made if made else 1.0
-    return found[0] * scale, found[1] * scale, found[2] * scale
+    per_layer, per_weight = (s * d - b * t) / whole, (a * t - s * c) / whole
+    if per_layer < 0:
+        return 0.0, t / d
+    if per_weight < 0:
+        return t / c, 0.0
+    return per_layer, per_weight

@@ -81,7 +81,7 @@ class Catalogue:
         names = {_plain(n): d for d in self.devices for n in (d.key, d.title)}
         if wanted in names:
             return names[wanted]
-        near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.25)
         keys = list(dict.fromkeys(names[n].key for n in near)) or [d.key for d in self.devices]
         raise UsageError(
             f"no device {text!r} in the catalogue",
