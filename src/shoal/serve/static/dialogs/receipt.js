@@ -54,7 +54,9 @@ export function Receipt({ message }) {
     ["receipt.device", cost.device],
     ["receipt.priceDate", cost.price_date],
   ];
-  return html`<${Frame} title=${t("receipt.title")}><${Rows} rows=${rows} /><//>`;
+  const below = `cost#receipts=${encodeURIComponent(message.model ?? "")}`;
+  return html`<${Frame} title=${t("receipt.title")}><${Rows} rows=${rows} />
+    <p><a href=${below} target="_blank" rel="noopener">${t("receipt.chain")}</a></p><//>`;
 }
 
 
