@@ -251,6 +251,26 @@ def test_thinking_that_a_model_cannot_do_is_named(
     assert refusal.status_code == 400 and refusal.json()["error"]["param"] == "think"
 
 
+def test_no_recommended_penalty_on_the_likeliest_token() -> None:
+    """C36: what the makers recommend for sampling does not change a greedy answer; what the request says does."""
+    from types import SimpleNamespace
+
+    from shoal.engine.types import SamplingParams
+    from shoal.serve.schemas import ChatRequest
+    from shoal.serve.work import sampling_params
+
+    recommended = SamplingParams(temperature=0.5, repetition_penalty=1.3)
+    opened: Any = SimpleNamespace(defaults=recommended, tokenizer=SimpleNamespace(vocab_size=600))
+
+    def penalty(**fields: Any) -> float:
+        request = ChatRequest.model_validate({"messages": body()["messages"]} | fields)
+        return sampling_params(opened, request, 5, None).repetition_penalty
+
+    for greedy in ({"temperature": 0}, {"temperature": 1e-9}, {"top_p": 0}, {"top_k": 1}, {"min_p": 1}):
+        assert penalty(**greedy) == 1 and penalty(**greedy, repetition_penalty=1.2) == 1.2
+    assert penalty() == penalty(temperature=0.7) == penalty(top_k=40) == 1.3
+
+
 def test_n_answers_have_their_own_seeds_and_one_bill(client: httpx.Client) -> None:
     found = ask(client, n=3, temperature=1.5, seed=5, ignore_eos=True)
     texts = [choice["message"]["content"] for choice in found["choices"]]

@@ -16,6 +16,7 @@ from shoal.data.types import Message
 from shoal.engine import constrain
 from shoal.engine.constrain import Constraint
 from shoal.engine.handle import Handle
+from shoal.engine.sampling import GREEDY_BELOW
 from shoal.engine.types import Finished, Piece, SamplingParams
 from shoal.serve import answers
 from shoal.serve.answers import Part, Prompt
@@ -276,9 +277,7 @@ def sampling_params(opened: Opened, request: Sampling, limit: int, logprobs: int
         "frequency_penalty",
     )
     said = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    if (
-        request.temperature == 0
-    ):  # who asks for the likeliest token gets it: no penalty that he did not ask for
+    if _is_greedy(request):  # the likeliest token was asked for: no penalty that was not
         said.setdefault("repetition_penalty", 1.0)
     echo = isinstance(request, CompletionRequest) and request.echo and logprobs is not None
     return replace(
@@ -295,6 +294,14 @@ def sampling_params(opened: Opened, request: Sampling, limit: int, logprobs: int
         logprobs=logprobs,
         prompt_logprobs=logprobs if echo else None,
     )
+
+
+def _is_greedy(request: Sampling) -> bool:
+    """Whether the request leaves only the likeliest token, in any of the ways to say so."""
+    small = [
+        value for value in (request.temperature, request.top_p) if value is not None and value < GREEDY_BELOW
+    ]
+    return bool(small) or request.top_k == 1 or request.min_p == 1
 
 
 async def merged(streams: Sequence[AsyncIterator[answers.Event]]) -> AsyncIterator[tuple[int, answers.Event]]:
