@@ -24,6 +24,9 @@ from shoal.files import read_text
 from shoal.tune.rewards import require_gym
 
 
+HELD_OUT = {"validation": 0.05, "test": 0.05}  # of the rows of a file
+
+
 @dataclass(frozen=True)
 class Example:
     """A question. `fields` is what rewards may take; `solution` is a worked answer where the task has one."""
@@ -130,7 +133,7 @@ class _File:
         for number, line in enumerate(read_text(path).splitlines(), 1):
             if line.strip():
                 example = _row(line, f"{path}:{number}", self.name)
-                self._rows[split_of(Conversation(example.messages))].append(example)
+                self._rows[split_of(Conversation(example.messages), HELD_OUT)].append(example)
         for split in ("validation", "test"):
             if not self._rows[split]:  # a file of a handful of rows: the last ones
                 self._rows[split] = self._rows["train"][-max(1, len(self._rows["train"]) // 10) :]
