@@ -16,6 +16,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -200,11 +201,18 @@ class Plan:
     # ---- numbers
 
     def pack(self, into: Bytes, progress: Callable[[int, int], None] | None = None) -> None:
-        """Fill memory of `nbytes`."""
-        for weight in self.weights.values():
+        """Fill memory of `nbytes`, several weights at a time."""
+
+        def pack(weight: Weight) -> int:
             self.pack_one(weight, into, self.source.floats)
-            if progress:
-                progress(weight.start + weight.nbytes, self.nbytes)
+            return weight.nbytes
+
+        done = 0
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for nbytes in pool.map(pack, self.weights.values()):
+                done += nbytes
+                if progress:
+                    progress(done, self.nbytes)
 
     def pack_one(
         self, weight: Weight, into: Bytes, floats: Callable[..., Floats], coded: bool = True

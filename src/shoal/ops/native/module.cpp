@@ -115,6 +115,7 @@ NB_MODULE(_core, m) {
         if (format != Format::Q8)
             for (size_t i = 0; i < q.size(); i++) need(q.data()[i] >= 0 && q.data()[i] < 16, "4-bit values must be 0..15");
         auto out = fresh<uint8_t>({size_t(rows + kRows - 1) / kRows, Matrix::block_bytes(format, cols)});
+        nb::gil_scoped_release release;
         pack_groups(format, q.data(), scale.data(), minimum ? minimum->data() : nullptr, rows, cols, out.data());
         return out;
     }, "format"_a, "q"_a, "scale"_a, "minimum"_a = nb::none(),

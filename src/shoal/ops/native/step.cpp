@@ -189,8 +189,8 @@ Forward::Forward(Step& step, const std::vector<Sequence>& batch, Results results
     s_.shared_[Normed].floats(tokens * width);
     s_.shared_[Input].bytes(input);
     // With experts, the shared network's part stands behind theirs.
-    s_.shared_[GateUp].floats(2 * gate);
-    s_.shared_[Hidden].floats(2 * hidden);
+    s_.shared_[GateUp].floats((moe_layers_ ? 2 : 1) * gate);
+    s_.shared_[Hidden].floats((moe_layers_ ? 2 : 1) * hidden);
     s_.shared_[HiddenInput].bytes(hidden_acts);
     if (!moe_layers_) return;
     s_.shared_[Scores].floats(tokens * size_t(p.experts) + 2 * slots);
