@@ -84,7 +84,6 @@ def command(
     from shoal.serve.settings import LOCAL_OWNER, ServerSettings, hash_key
     from shoal.serve.store import Store
 
-    RunnerChoice(runner, quant, device=device).resolved()  # wrong use shows before anything listens
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
         raise UsageError(f"no such log level: {log_level}", hint="Choose debug, info, warning or error.")
@@ -106,6 +105,7 @@ def command(
             " Put a TLS proxy before it where the network is not yours: keys travel readable over plain HTTP.",
         )
     cards = cards_of(models or [])
+    RunnerChoice(runner, quant, device=device).resolved()  # wrong use shows before anything listens
     sound = [card.id for card in cards if not card.error]
     preferred = () if models else ("smollm2", "nano")
     table = ModelTable(
