@@ -76,6 +76,15 @@ def test_an_answer_is_predicted_by_layers_and_weights() -> None:
     assert one.step_seconds(nano) == pytest.approx(8 * 2e-4 + counts.matrices_active(nano) * 2e-10)
 
 
+def test_weights_beyond_the_caches_are_read_from_memory() -> None:
+    size = counts.matrices_active(DENSE) * 1.125  # bytes, in 8 bits
+    cached, beyond = [(size + 1, 1e12)], [(size - 1, 1e12)]
+    fast = sample(reads=cached, read_bytes_per_second=1e9).one_reader_seconds(DENSE, 8)
+    slow = sample(reads=beyond, read_bytes_per_second=1e9).one_reader_seconds(DENSE, 8)
+    assert fast == pytest.approx(30 * 1e-4 + counts.matrices_active(DENSE) * 1e-10)
+    assert slow == pytest.approx(30 * 1e-4 + size / 1e9)
+
+
 def test_a_plan_for_here_uses_it() -> None:
     arguments = [
         "cost",
@@ -113,7 +122,7 @@ def test_a_service_here_answers_one_reader_as_measured() -> None:
         "8",
     ]
     found = json.loads(CliRunner().invoke(app, [*arguments, "--speed", "1", "--json"]).stdout)["serving"]
-    step = 30 * 1e-4 + counts.matrices_active(DENSE) * 1e-10
+    step = 30 * 1e-4 + counts.matrices_active(DENSE) * 1.125 / 1e10  # longer than its 1e-10 s a weight
     assert found["one_reader_tokens_per_second"] == pytest.approx(1 / step)
     assert found["tokens_per_second"] > 1 / step  # several at once share the weights that are read
 

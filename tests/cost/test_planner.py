@@ -308,7 +308,9 @@ def test_impossible_shapes_come_from_the_configuration() -> None:
         app, ["cost", "plan", "llama-3.1-8b", "--set", "num_key_value_heads=5", "--tokens", "1T"]
     )
     assert result.exit_code == 1 and "num_key_value_heads" in str(result.exception)
-    result = CliRunner().invoke(app, ["cost", "plan", "llama-3.1-8b", "--set", "hiden_size=5", "--tokens", "1T"])
+    result = CliRunner().invoke(
+        app, ["cost", "plan", "llama-3.1-8b", "--set", "hiden_size=5", "--tokens", "1T"]
+    )
     assert result.exit_code == 1 and "hidden_size" in str(result.exception)  # the nearest key
 
 

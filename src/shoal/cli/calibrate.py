@@ -67,7 +67,25 @@ def calibrate(device: str, seconds: float, say: Any) -> Calibration:
         training_dtype=peak.best_dtype,
         training=training,
         decoding=decoding,
+        reads=_reads() if device == "cpu" else [],
     )
+
+
+def _reads() -> list[tuple[float, float]]:
+    """Bytes/s of summing arrays of 16 to 256 MB, best of several: where the caches end."""
+    import torch
+
+    found = []
+    for power in range(4, 9):
+        numbers = torch.ones(2**power * 2**18)
+        numbers.sum()
+        best = float("inf")
+        for _ in range(8):
+            began = time.perf_counter()
+            numbers.sum()
+            best = min(best, time.perf_counter() - began)
+        found.append((float(numbers.nbytes), numbers.nbytes / best))
+    return found
 
 
 def _memory_bytes(device: str) -> float:

@@ -32,9 +32,10 @@ class Decoding:
     dense: tuple[float, float]
     moe: tuple[float, float]
 
-    def step_seconds(self, c: ModelConfig) -> float:
+    def step_seconds(self, c: ModelConfig, least: float = 0.0) -> float:
+        """`least`: reading the weights takes this in any case; the reference networks fit into caches, others not."""
         per_layer, per_weight = self.moe if c.n_routed_experts else self.dense
-        return per_layer * c.num_hidden_layers + per_weight * counts.matrices_active(c)
+        return per_layer * c.num_hidden_layers + max(per_weight * counts.matrices_active(c), least)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Calibration:
     training_dtype: str = ""
     training: dict[str, list[tuple[float, float]]] | None = None
     decoding: list[Decoding] = field(default_factory=list)
+    reads: list[tuple[float, float]] = field(default_factory=list)
+    """(bytes, bytes/s) of reading arrays of growing size again and again: caches end somewhere between them."""
 
     def utilisation(self, c: ModelConfig, sequence: int) -> float:
         """Share of the peak in training: between the reference widths a power law, outside the nearest of them."""
@@ -74,7 +77,9 @@ class Calibration:
         if not self.decoding:
             return None
         found = min(self.decoding, key=lambda d: abs(_BITS.get(d.dtype, 32) - weight_bits))
-        return found.step_seconds(c)
+        size = counts.matrices_active(c) * weight_bits / 8 * (1.125 if weight_bits <= 8 else 1)  # with scales
+        rate = next((rate for most, rate in self.reads if size <= most), self.read_bytes_per_second)
+        return found.step_seconds(c, least=size / rate)
 
     def training_peak(self) -> float:
         """FLOP/s that `utilisation` is a share of."""
@@ -121,6 +126,7 @@ def load_calibration() -> Calibration | None:
             Decoding(row["dtype"], tuple(row["dense"]), tuple(row["moe"]))
             for row in values.get("decoding", [])
         ]
+        values["reads"] = [tuple(point) for point in values.get("reads", [])]
         if values.get("training"):
             values["training"] = {k: [tuple(p) for p in v] for k, v in values["training"].items()}
         return Calibration(**values)
