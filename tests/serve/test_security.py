@@ -421,3 +421,16 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
         assert "quotes-the-prompt" not in response.text
     assert "quotes-the-prompt" not in caplog.text and "RuntimeError" in caplog.text
     assert http.post(url + CHAT, json=hi()).status_code == 200
+
+
+def test_without_a_body_the_route_says_what_is_wrong(client: httpx.Client) -> None:
+    """A wrong method is a 405, an empty body no JSON; the page's own routes ask for the content type all the same."""
+    for path, status in (
+        ("/health", 405),
+        ("/v1/models", 405),
+        ("/v1/chat/completions", 400),
+        ("/api/chats", 415),
+    ):
+        assert client.post(path).status_code == status, path
+    assert client.put("/v1/models").status_code == 405
+    assert client.post("/v1/chat/completions", content=b"{}").status_code == 415

@@ -97,7 +97,7 @@ class MessagesRequest(BaseModel):
 
     def _thinking(self) -> dict[str, Any]:
         thinking, effort = self._object("thinking"), self._object("output_config").get("effort")
-        kind = thinking.get("type", "disabled")
+        kind = "disabled" if self.thinking is None else thinking.get("type")
         if kind not in ("enabled", "disabled", "adaptive"):
             raise bad_field("thinking.type", "thinking.type: expected 'enabled', 'disabled' or 'adaptive'")
         budget = thinking.get("budget_tokens")

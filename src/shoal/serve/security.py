@@ -148,7 +148,8 @@ class Door:
                 403, "send 'Sec-Fetch-Site: none', or an Origin equal to this server", code="no_origin"
             )
         scope["shoal.owner"] = self._owner(path, headers)
-        if method in ("POST", "PATCH"):  # any other with a body is a 405 of the routes
+        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        if method in ("POST", "PATCH") and (has_body or app_route):  # else the routes say what is wrong
             self._check_body(headers)
         return True
 
