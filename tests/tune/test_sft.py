@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from shoal.model.adapters import load_adapter
 from shoal.model.checkpoint.adapter_files import WEIGHTS
 from shoal.model.checkpoint.load import load_network, read_side_files
 from shoal.model.checkpoint.save import save_checkpoint
+from shoal.model.init import init_weights
 from shoal.model.transformer import CausalLM
 from shoal.train.objective import rows_context
 from shoal.tune.data import Data, TunedRows, dry_run, read_data, survey
@@ -272,3 +274,25 @@ def test_recipe_faults_come_together(tmp_path: Path, base: Callable[[str], Path]
     file = recipe_file(tmp_path, tmp_path / "gqa", sft={"row_length": 512})
     with pytest.raises(ShoalError, match="beyond the model's 256 positions"):
         tune(load_tune_recipe(file, "sft"), "sft", tmp_path / "run")
+
+
+def test_the_draft_module_is_kept_measured_and_trained_again(
+    tmp_path: Path, make_network: Callable[[str], CausalLM], tokenizer: Tokenizer
+) -> None:
+    """CASES C40."""
+    config = dataclasses.replace(make_network("mla").config, num_nextn_predict_layers=1)
+    network = CausalLM(config, mtp=True)
+    init_weights(network, seed=1)
+    save_checkpoint(tmp_path / "base", network, tokenizer_files=tokenizer.save)
+    sections: dict[str, Any] = {"adapter": {"kind": "none"}, "sft": {"tokens": 600, "validation": 0.2}}
+    found = {}
+    for name, tokens in (("kept", 0), ("again", 600)):
+        file = recipe_file(tmp_path, tmp_path / "base", **sections, mtp={"tokens": tokens, "row_length": 64})
+        outcome = tune(load_tune_recipe(file, "sft"), "sft", tmp_path / name)
+        after = load_network(outcome.checkpoint, mtp=True).state_dict()
+        found[name] = outcome.measures
+        draft = "model.layers.3.mlp.shared_experts.down_proj.weight"
+        assert torch.equal(after[draft], network.state_dict()[draft]) == (name == "kept")
+        assert not torch.equal(after["lm_head.weight"], network.state_dict()["lm_head.weight"])
+    assert 0 <= found["kept"]["sft"]["acceptance"] <= 1 and "mtp" not in found["kept"]
+    assert 0 <= found["again"]["mtp"]["acceptance"] <= 1

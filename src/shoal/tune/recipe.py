@@ -139,6 +139,8 @@ class TuneRecipe:
     distill: DistillStage = field(default_factory=DistillStage)
     dpo: DpoStage = field(default_factory=DpoStage)
     grpo: GrpoStage = field(default_factory=GrpoStage)
+    mtp: TuneStage = field(default_factory=TuneStage)
+    """Where all weights move: the model's draft module afterwards, for `tokens` tokens of the same rows."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every field resolved."""
@@ -171,6 +173,7 @@ def load_tune_recipe(path: str | Path, method: str, overrides: Sequence[str] = (
         stage.settle(all_weights=all_weights, folder=Path(path).parent)
     else:
         settle(stage, all_weights)
+    settle(recipe.mtp, all_weights)
     return recipe
 
 

@@ -36,7 +36,8 @@ from shoal.model.transformer import CausalLM
 from shoal.train.events import Log
 from shoal.train.interrupts import locked
 from shoal.train.loop import Batch
-from shoal.train.measure import heldout_bits_per_byte
+from shoal.train.measure import draft_acceptance, heldout_bits_per_byte
+from shoal.train.objective import DraftObjective
 from shoal.train.recipe import Recipe, StageRecipe
 from shoal.train.run import Outcome, Run
 from shoal.train.stage import Parts
@@ -103,7 +104,7 @@ class TuneRun(Run):
             if isinstance(log := getattr(self, "log", None), Log):
                 log.close()
             raise
-        self.stages = (method,)
+        self.stages = (method, "mtp") if self.network.mtp_modules and recipe.mtp.tokens else (method,)
         self.output = folder / ("checkpoint" if recipe.adapter.kind == "none" else "adapter")
 
     # ---- the parts
@@ -149,8 +150,9 @@ class TuneRun(Run):
         return self.frozen(network)
 
     def fresh_network(self) -> CausalLM:
-        """The base as it was before this run."""
-        return load.load_network(self.base_path, device=self.device)
+        """The base as it was before this run; with its multi-token prediction where the whole model is written."""
+        mtp = self.tuning.adapter.kind == "none" and open_source(self.base_path).has_mtp
+        return load.load_network(self.base_path, device=self.device, mtp=mtp)
 
     def frozen(self, network: CausalLM) -> CausalLM:
         """A network without gradients, held in the dtype that it is multiplied in: half the memory and no casts."""
@@ -173,13 +175,28 @@ class TuneRun(Run):
         self._data = read_data(stage, self.tuning.run.seed)
 
     def parts(self, stage: str, recipe: StageRecipe) -> Parts:
+        if stage == "mtp":
+            objective = DraftObjective(self.network, recipe)
+            return Parts(self.trained_parameters(stage), objective, self.rows(cast(TuneStage, recipe)))
         return cast(Parts, self.module.parts(self, recipe))
+
+    def rows(self, stage: TuneStage, *, heldout: bool = False) -> TunedRows:
+        """The rows of the method's source, packed as `stage` says."""
+        return TunedRows(
+            self.data,
+            stage,
+            self.tokenizer,
+            self.protocol,
+            seed=self.tuning.run.seed,
+            world=None if heldout else self.world,
+            heldout=heldout,
+        )
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What moves, by name; makes or restores the adapter and puts it into use."""
         wanted = self.tuning.adapter
         if wanted.kind == "none":
-            return dict(self.network.requires_grad_(True).named_parameters())
+            return self.trained_parameters(self.method)  # the draft module has a stage of its own
         base = self.base_name()
         mark = adapter_files.fingerprint(open_source(self.base_path))
         if self.adapter is not None:
@@ -216,8 +233,7 @@ class TuneRun(Run):
         if place.is_file():
             return {int(layer): ids for layer, ids in json.loads(read_text(place)).items()}
         wanted, stage = self.tuning.adapter, getattr(self.tuning, self.method)
-        rows = TunedRows(self.data, stage, self.tokenizer, self.protocol, seed=self.tuning.run.seed)
-        used = ExpertUse()
+        rows, used = self.rows(stage), ExpertUse()
         tokens = 0
         while tokens < wanted.probe_tokens:
             for batch in rows.next_step(1.0):
@@ -277,6 +293,8 @@ class TuneRun(Run):
         return {name: tensor.data for name, tensor in self.adapter.named_parameters().items()}
 
     def measure(self, stage: str) -> dict[str, float]:
+        if stage == "mtp":
+            return self.acceptance()
         if not hasattr(self.module, "measure"):
             return {}
         return cast(dict[str, float], self.module.measure(self, getattr(self.tuning, stage)))
@@ -285,12 +303,21 @@ class TuneRun(Run):
         """Bits per byte of the held-out rows; nothing where there are none."""
         if not self.data.validation:
             return {}
-        rows = TunedRows(self.data, stage, self.tokenizer, self.protocol, heldout=True)
+        rows = self.rows(stage, heldout=True)
         tokens = min(
             self.tuning.run.eval_tokens,
             survey(self.data.validation, stage, self.tokenizer, self.protocol).tokens,
         )
-        return heldout_bits_per_byte(self.network, rows, tokens, autocast=self.machine.autocast)
+        found = heldout_bits_per_byte(self.network, rows, tokens, autocast=self.machine.autocast)
+        return found | self.acceptance()
+
+    def acceptance(self) -> dict[str, float]:
+        """How often the draft module is right on held-out rows, where there is one: tuning the trunk may cost it."""
+        if not self.network.mtp_modules or not self.data.validation:
+            return {}
+        rows = self.rows(getattr(self.tuning, self.method), heldout=True)
+        tokens = min(self.tuning.run.eval_tokens, 8192)
+        return draft_acceptance(self.network, rows, tokens, autocast=self.machine.autocast)
 
     def generation_config(self) -> dict[str, Any]:
         return self.side_files.generation_config or super().generation_config()

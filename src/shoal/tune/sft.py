@@ -26,7 +26,7 @@ def prepare(run: TuneRun, stage: TuneStage) -> None:
 
 def tuned_rows(run: TuneRun, stage: TuneStage) -> TunedRows:
     """The stage's rows, packed."""
-    return TunedRows(run.data, stage, run.tokenizer, run.protocol, seed=run.tuning.run.seed, world=run.world)
+    return run.rows(stage)
 
 
 def parts(run: TuneRun, stage: TuneStage) -> Parts:
