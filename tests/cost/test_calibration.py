@@ -83,6 +83,10 @@ def test_weights_beyond_the_caches_are_read_from_memory() -> None:
     slow = sample(reads=beyond, read_bytes_per_second=1e9).one_reader_seconds(DENSE, 8)
     assert fast == pytest.approx(30 * 1e-4 + counts.matrices_active(DENSE) * 1e-10)
     assert slow == pytest.approx(30 * 1e-4 + size / 1e9)
+    wide = [
+        Decoding("int8", (1e-4, 1e-10), (2e-4, 2e-10), widest=1e12)
+    ]  # no wider than a reference: as measured
+    assert sample(reads=beyond, read_bytes_per_second=1e9, decoding=wide).one_reader_seconds(DENSE, 8) == fast
 
 
 def test_a_plan_for_here_uses_it() -> None:

@@ -155,4 +155,5 @@ def _decoding(seconds: float, peak: Probe, quant: str | None) -> Decoding:
                     best = max(best, figures[-1].value)
         weights = float(counts.matrices_active(config))
         points.append((float(config.num_hidden_layers), weights, 1 / best))
-    return Decoding(dtype, dense=two_costs(points[0], points[1]), moe=two_costs(points[2], points[3]))
+    dense, moe = two_costs(points[0], points[1]), two_costs(points[2], points[3])
+    return Decoding(dtype, dense, moe, widest=max(weights for _, weights, _ in points))

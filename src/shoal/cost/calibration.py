@@ -31,11 +31,17 @@ class Decoding:
     dtype: str
     dense: tuple[float, float]
     moe: tuple[float, float]
+    widest: float = 0.0
+    """Active weights of the widest reference network."""
 
     def step_seconds(self, c: ModelConfig, least: float = 0.0) -> float:
-        """`least`: reading the weights takes this in any case; the reference networks fit into caches, others not."""
+        """`least`: what reading the weights takes in any case; counts beyond the widest reference, which may lie in a
+        cache that a wider network does not fit into."""
         per_layer, per_weight = self.moe if c.n_routed_experts else self.dense
-        return per_layer * c.num_hidden_layers + max(per_weight * counts.matrices_active(c), least)
+        weights = counts.matrices_active(c)
+        return per_layer * c.num_hidden_layers + max(
+            per_weight * weights, least if weights > self.widest else 0.0
+        )
 
 
 @dataclass(frozen=True)
