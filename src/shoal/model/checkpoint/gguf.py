@@ -7,6 +7,7 @@ encoding of quantised blocks is the `gguf` package's.
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import re
@@ -143,7 +144,23 @@ class _Cursor:
             self.at += struct.calcsize(form)
             return list(values)
         self.need(count * 8, what)  # every element starts with a length of 8 bytes
+        if kind == _STRING:
+            return self.strings(count, what)
         return [self.value(kind, what, depth + 1) for _ in range(count)]
+
+    def strings(self, count: int, what: str) -> list[str]:
+        """`string`, `count` times: a vocabulary is most of a header."""
+        data, at, found, length_at = self.data, self.at, [], struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            length = length_at(data, at)[0] if at + 8 <= self.size else self.size
+            end = at + 8 + length
+            if end > self.size:
+                self.at = at
+                self.need(8 + length, what)
+            found.append(data[at + 8 : end].decode("utf-8", "replace"))
+            at = end
+        self.at = at
+        return found
 
 
 def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
@@ -249,8 +266,20 @@ def split_parts(path: Path) -> list[Path]:
 
 
 def read_file(path: str | Path) -> GgufFile:
-    """The header of a GGUF model, all parts of a split one. Raises ShoalError that names what is wrong and where."""
+    """The header of a GGUF model, all parts of a split one. Raises ShoalError that names what is wrong and where.
+
+    The last ones read are remembered as long as their files do not change: opening a model asks several times.
+    """
     parts = split_parts(Path(path))
+    try:
+        states = [(status.st_size, status.st_mtime_ns, status.st_ino) for status in map(Path.stat, parts)]
+    except OSError:
+        states = []  # `_read` says what is wrong
+    return _read(tuple(parts), tuple(states))
+
+
+@functools.lru_cache(maxsize=2)
+def _read(parts: tuple[Path, ...], states: tuple[tuple[int, int, int], ...]) -> GgufFile:
     metadata, tensors = _read_part(parts[0])
     for part in parts[1:]:
         for name, tensor in _read_part(part)[1].items():
