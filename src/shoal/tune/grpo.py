@@ -507,6 +507,11 @@ def precision(run: TuneRun) -> AbstractContextManager[Any]:
 
 def prepare(run: TuneRun, stage: GrpoStage) -> None:
     """Tasks and rewards are opened before any weight is read: what is wrong with them shows now."""
+    if run.world.size > 1:
+        raise ShoalError(
+            f"reinforcement learning runs in one process, not in {run.world.size}",
+            hint="Start it without torchrun: several would all sample and judge the same answers.",
+        )
     longest, holds = stage.max_prompt_length + stage.max_completion_length, run.config.max_position_embeddings
     if longest > holds:
         raise ShoalError(
