@@ -23,7 +23,6 @@ from shoal.errors import ShoalError
 from shoal.files import read_text
 from shoal.tune.rewards import require_gym
 
-
 HELD_OUT = {"validation": 0.05, "test": 0.05}  # of the rows of a file
 
 
