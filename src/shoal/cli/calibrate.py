@@ -37,24 +37,23 @@ DENSE: dict[str, Any] = {
 }  # fmt: skip
 WIDE_DENSE = DENSE | {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12,
                       "intermediate_size": 2048}  # fmt: skip
+ANSWERING = (DENSE, WIDE_DENSE, SMALL_MOE, WIDE_MOE)
 ROWS, LENGTH = 8, 512
 
 
 def calibrate(device: str, seconds: float, say: Any) -> Calibration:
-    """Measure for about `seconds`: a quarter for the peaks, the rest for the trainer and the engine in halves."""
+    """Measure for about `seconds`: peaks, then the trainer and the engine; some of it goes into building networks."""
     from shoal.ops import native
     from shoal.ops.probe import probe
 
     say("products and memory reads ...")
-    peak = probe(device, fresh=True, seconds=seconds / 12)
+    peak = probe(device, fresh=True, seconds=seconds / 20)
     training, decoding = None, []
     if device == "cpu":
         say("training steps ...")
-        training = _training(peak.best_dtype, seconds * 0.4, peak.gemm_flops_per_second[peak.best_dtype])
+        training = _training(peak.best_dtype, seconds * 0.35, peak.gemm_flops_per_second[peak.best_dtype])
         say("answers ...")
-        decoding = [
-            _decoding(seconds * 0.18, peak, quant) for quant in (("8", "4") if native.available else (None,))
-        ]
+        decoding = _decoding(seconds * 0.3, peak, ("8", "4") if native.available else (None,))
     return Calibration(
         device=peak.device,
         threads=peak.threads,
@@ -72,15 +71,15 @@ def calibrate(device: str, seconds: float, say: Any) -> Calibration:
 
 
 def _reads() -> list[tuple[float, float]]:
-    """Bytes/s of summing arrays of 16 to 256 MB, best of several: where the caches end."""
+    """Bytes/s of summing arrays of 32 to 256 MiB, best of several: where the caches end."""
     import torch
 
     found = []
-    for power in range(4, 9):
-        numbers = torch.ones(2**power * 2**18)
+    for mebibytes in (32, 64, 80, 96, 128, 192, 256):
+        numbers = torch.ones(mebibytes * 2**18)
         numbers.sum()
         best = float("inf")
-        for _ in range(8):
+        for _ in range(16):
             began = time.perf_counter()
             numbers.sum()
             best = min(best, time.perf_counter() - began)
@@ -117,13 +116,39 @@ def _training(dtype: str, seconds: float, peak: float) -> dict[str, list[tuple[f
     return found
 
 
-def _decoding(seconds: float, peak: Probe, quant: str | None) -> Decoding:
+def _decoding(seconds: float, peak: Probe, quants: tuple[str | None, ...]) -> list[Decoding]:
     """Seconds of a step by layer and by weight, from two dense networks and two mixtures behind the real engine.
 
-    quant: bits of the native engine's weights; None: torch answers.
+    quants: bits of the native engine's weights; None: torch answers.
     """
     from shoal.engine.measure import measure
     from shoal.engine.open import open_model
+
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [_reference(Path(temporary) / str(i), shape) for i, shape in enumerate(ANSWERING)]
+        for quant in quants:
+            points: list[tuple[float, float, float]] = []
+            dtype = ""
+            for folder in folders:
+                with contextlib.closing(
+                    open_model(folder, context=256, speculate="off", quant=quant)
+                ) as opened:
+                    dtype = f"int{quant}" if quant else opened.dtype
+                    best, stop = 0.0, time.perf_counter() + seconds / len(quants) / len(folders)
+                    while not best or time.perf_counter() < stop:
+                        figures = measure(opened, peak, prompt_tokens=16, answer_tokens=48, streams=(1,))
+                        best = max(best, figures[-1].value)
+                    config = opened.config
+                layers, weights = float(config.num_hidden_layers), float(counts.matrices_active(config))
+                points.append((layers, weights, 1 / best))
+            dense, moe = two_costs(points[0], points[1]), two_costs(points[2], points[3])
+            found.append(Decoding(dtype, dense, moe, widest=max(weights for _, weights, _ in points)))
+    return found
+
+
+def _reference(folder: Path, shape: dict[str, Any]) -> Path:
+    """A checkpoint with random weights and nano's tokenizer."""
     from shoal.model import registry
     from shoal.model.checkpoint.save import save_checkpoint
     from shoal.model.init import init_weights
@@ -131,29 +156,9 @@ def _decoding(seconds: float, peak: Probe, quant: str | None) -> Decoding:
 
     nano = registry.find("nano")
     assert nano is not None, "the package holds nano"
-    points: list[tuple[float, float, float]] = []
-    dtype = ""
-    for shape in (DENSE, WIDE_DENSE, SMALL_MOE, WIDE_MOE):
-        config = ModelConfig.from_dict(shape)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "reference"
-            network = CausalLM(config)
-            init_weights(network, seed=1)
-            save_checkpoint(folder, network)
-            for name in (
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "chat_template.jinja",
-                "special_tokens_map.json",
-            ):
-                shutil.copyfile(nano.path / name, folder / name)
-            with contextlib.closing(open_model(folder, context=256, speculate="off", quant=quant)) as opened:
-                dtype = f"int{quant}" if quant else opened.dtype
-                best, stop = 0.0, time.perf_counter() + seconds / 6
-                while not best or time.perf_counter() < stop:
-                    figures = measure(opened, peak, prompt_tokens=16, answer_tokens=48, streams=(1,))
-                    best = max(best, figures[-1].value)
-        weights = float(counts.matrices_active(config))
-        points.append((float(config.num_hidden_layers), weights, 1 / best))
-    dense, moe = two_costs(points[0], points[1]), two_costs(points[2], points[3])
-    return Decoding(dtype, dense, moe, widest=max(weights for _, weights, _ in points))
+    network = CausalLM(ModelConfig.from_dict(shape))
+    init_weights(network, seed=1)
+    save_checkpoint(folder, network)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
+        shutil.copyfile(nano.path / name, folder / name)
+    return folder
