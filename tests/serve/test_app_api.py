@@ -75,7 +75,8 @@ def test_an_answer_is_numbered_events_and_then_a_row(client: Client) -> None:
     assert last["type"] == "done" and last["message"] == messages(client, chat)[1]
     row = last["message"]
     assert (row["content"], row["status"], row["parent_id"]) == (text, "length", made["user"]["id"])
-    assert set(row["timings"]) == {"queue_seconds", "prompt_seconds", "first_token_seconds", "decode_seconds"}
+    waits = {"queue_seconds", "prompt_seconds", "first_token_seconds", "decode_seconds"}
+    assert set(row["timings"]) == {*waits, "draft_gain"}
     assert row["usage"]["completion_tokens"] == 6 and row["cost"]["usd"] >= 0 and row["model"] == "tiny"
     assert client.get(f"/api/chats/{chat}").json()["title"] == "Who are you?"
     assert client.get(f"/api/chats/{chat}/events?after={numbers[-1]}").status_code == 204
