@@ -480,3 +480,25 @@ def test_adapters_of_every_matrix_in_one_batch(kind: str, folder: Callable[[str]
         runner.load_adapter(
             "bad", {"model.layers.0.self_attn.o_proj": (np.zeros((2, 9)), np.zeros((9, 2)), 1.0)}
         )
+
+
+def test_an_adapter_folder_is_read_merged(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    from shoal.model.adapters import new_lora
+
+    network, ids = make_network("v3"), random_ids(20, 1)
+    adapter = new_lora(
+        network, base=str(folder("v3")), r=3, lora_alpha=6, target_modules=["up_proj", "kv_b_proj"], seed=1
+    )
+    for f in adapter.factors.values():
+        f.b.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    adapter.save(tmp_path / "adapter", network.config, bfloat16=False)
+    merged = (
+        make_runner(load(open_source(tmp_path / "adapter"), "none"))
+        .run([Chunk(ids, 0, [0, 1], 20)])
+        .logits[0]
+    )
+    runner = make_runner(load(open_source(folder("v3")), "none"))
+    runner.load_adapter("one", adapter.arrays())
+    unmerged = runner.run([Chunk(ids, 0, [0, 1], 20, adapter="one")]).logits[0]
+    np.testing.assert_allclose(merged, unmerged, atol=5e-3 * unmerged.std())
+    assert np.abs(merged - runner.run([Chunk(ids, 0, [2, 3], 20)]).logits[0]).max() > 0.05 * unmerged.std()

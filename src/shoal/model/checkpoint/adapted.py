@@ -59,10 +59,10 @@ class AdaptedSource:
 
     def stored_types(self, parameter: str) -> list[str]:
         changed = parameter.removesuffix(".weight") in self._factors or self._own(parameter, None)
-        return ["F32"] if changed else self._base.stored_types(parameter)
+        return ["F32"] if changed else self.base.stored_types(parameter)
 
     def files(self) -> list[Path]:
-        return [*self._base.files(), self.path / adapter_files.WEIGHTS]
+        return [*self.base.files(), self.path / adapter_files.WEIGHTS]
 
     def _own(self, parameter: str, expert: int | None) -> list[tuple[int, adapter_files.Floats]]:
         """Experts of a stack that the adapter replaces."""
