@@ -187,6 +187,20 @@ def test_two_models_side_by_side_and_a_choice(open_page: Open, page_server: str)
     assert page.locator(".answer .versions").inner_text().strip() == "2/2"
 
 
+def test_two_tabs_on_one_chat_show_the_same(open_page: Open) -> None:
+    page = open_page()
+    ask(page, "from the first tab")
+    other = page.context.new_page()
+    other.set_default_timeout(60_000)
+    other.goto(page.url)
+    finished(other)
+    ask(page, "and once more", wait=False)
+    other.wait_for_selector(".bubble:has-text('and once more')")
+    finished(other)
+    finished(page)
+    assert answer_text(other) == answer_text(page)
+
+
 @pytest.mark.slow
 def test_thumbs_down_asks_for_a_reason(open_page: Open, page_server: str) -> None:
     page = open_page()

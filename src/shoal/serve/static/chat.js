@@ -58,6 +58,30 @@ export async function openChat(id) {
   changed();
 }
 
+/** What another tab or device wrote into the open chat since we read it. */
+export async function refresh() {
+  const chat = state.chat;
+  if (!chat || runningMessage() || chat.messages.has("sending")) return;
+  try {
+    const { messages, last_event: lastEvent = 0 } = await call("GET", `api/chats/${chat.id}`);
+    if (state.chat !== chat || runningMessage() || chat.messages.has("sending")) return;
+    const fresh = messages.filter((/** @type {Message} */ { id, status }) => chat.messages.get(id)?.status !== status);
+    if (!fresh.length) return;
+    chat.lastEvent = lastEvent;
+    for (const message of fresh) adopt(message);
+    chat.leaf = leafBelow(chat.messages, chat.leaf);
+    state.toEnd += 1;
+    followRunning();
+    changed();
+  } catch {
+    return; // the next action that fails says so
+  }
+}
+
+/** Tabs of one browser tell each other that something began. */
+const others = new BroadcastChannel("shoal");
+others.onmessage = ({ data }) => data === state.chat?.id && refresh();
+
 /** Follow what is running from where we know it. */
 function followRunning() {
   unfollow();
@@ -146,6 +170,7 @@ export function begin(messages) {
   state.room = true;
   state.toEnd += 1;
   sessionStorage.removeItem(`leaf:${chat.id}`);
+  others.postMessage(chat.id);
   followRunning();
   listChats();
   changed();

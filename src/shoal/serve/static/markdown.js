@@ -78,6 +78,13 @@ export function lex(text) {
   return marked.lexer(text);
 }
 
+/** Have the browser compile the lexer's regular expressions (some 30 ms) while the page waits for its chat. */
+export function warmUp() {
+  for (const sample of ["# a\n\n> b", "- c\n- d\n\n|e|\n|-|\n|f|", "*g* **h** `i` [j](k) <l> ~~m~~\n\nn\n---"]) {
+    for (const again of [1, 2]) setTimeout(() => lex(sample + again));
+  }
+}
+
 /**
  * Close what an unfinished paragraph leaves open, so that it looks as it will: code, emphasis, links, formulas.
  * @param {string} source the raw text of one block, cut anywhere

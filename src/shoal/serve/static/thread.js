@@ -11,7 +11,6 @@ import { modelName } from "./waiting.js";
 /** @typedef {import("./store.js").Message} Message */
 
 const NEAR_PX = 1_500;
-const DRAWN_AT_ONCE = 1; // turns at the end: the others follow in the next paint
 const TURNS_PER_PAINT = 20; // of a long chat that is opened: its end first, the rest above it in the next paints
 let begun = { chat: "", turns: 0 };
 
@@ -55,7 +54,9 @@ function turnsOf(path) {
 function Turn({ kind, atOnce, view }) {
   const node = useRef(/** @type {Element | null} */ (null));
   const [arrived, setArrived] = useState(false);
-  const near = arrived || atOnce;
+  const drawn = useRef(false); // what was drawn in full once stays so
+  drawn.current ||= arrived || atOnce;
+  const near = drawn.current;
   useEffect(() => (near ? undefined : whenNear(/** @type {Element} */ (node.current), () => setArrived(true))), [near]);
   return html`<section ref=${node} class=${kind}>${view(near)}</section>`;
 }
@@ -98,9 +99,10 @@ export function Thread({ onToggle, failure }) {
     />`;
   };
   if (begun.chat !== chat.id) begun = { chat: chat.id, turns: 0 };
+  const opening = begun.turns === 0;
   if (begun.turns < turns.length) {
-    begun.turns += begun.turns ? TURNS_PER_PAINT : DRAWN_AT_ONCE;
-    if (begun.turns < turns.length) setTimeout(changed);
+    begun.turns += opening ? 1 : TURNS_PER_PAINT;
+    setTimeout(changed);
   }
   const first = Math.max(0, turns.length - begun.turns);
   return turns.slice(first).map((turn, place) => {
@@ -117,6 +119,6 @@ export function Thread({ onToggle, failure }) {
       return html`${parts}${last && failure}`;
     };
     const kind = last ? (state.room ? "turn last room" : "turn last") : "turn";
-    return html`<${Turn} key=${index} kind=${kind} atOnce=${index >= turns.length - DRAWN_AT_ONCE} view=${view} />`;
+    return html`<${Turn} key=${index} kind=${kind} atOnce=${!opening && index === turns.length - 1} view=${view} />`;
   });
 }
