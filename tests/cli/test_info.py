@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from shoal.cli.main import app
+from shoal.model.adapters import new_lora
+from shoal.model.checkpoint.load import load_network
 from shoal.model.checkpoint.save import save_checkpoint
 from shoal.model.config import ModelConfig
 from shoal.model.transformer import CausalLM
@@ -124,3 +128,19 @@ def test_an_unknown_model() -> None:
     result = shoal("info", "nowhere")
     assert result.returncode == 1 and result.stderr.startswith("error: no model 'nowhere'")
     assert shoal("info").returncode == 2
+
+
+def test_an_adapter_shows_itself_and_its_base(tmp_path: Path) -> None:
+    config = ModelConfig(
+        model_type="llama", vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
+    save_checkpoint(tmp_path / "base", CausalLM(config))
+    network = load_network(tmp_path / "base")
+    new_lora(network, base="../base", r=3, lora_alpha=6, target_modules=["q_proj", "o_proj"]).save(
+        tmp_path / "a", config
+    )
+    result = CliRunner().invoke(app, ["info", str(tmp_path / "a")])
+    assert result.exit_code == 0 and "lora of rank 3 on ../base, 384 parameters" in result.output
+    facts = json.loads(CliRunner().invoke(app, ["info", str(tmp_path / "a"), "--json"]).stdout)
+    assert facts["adapter"]["parameters"] == 2 * 3 * (32 + 32) and facts["layers"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,26 @@ def _facts(info: CheckpointInfo, receipt: dict[str, Any] | None, context: int) -
         "problems": info.problems,
         "unused_tensors": info.extra,
         "receipt": receipt,
+    } | _adapter(info)
+
+
+def _adapter(info: CheckpointInfo) -> dict[str, Any]:
+    """What an adapter folder adds to its base, whose figures the others are."""
+    from shoal.model.checkpoint import adapter_files
+
+    if not adapter_files.is_adapter(info.path):
+        return {}
+    config = adapter_files.read_config(info.path)
+    weights = adapter_files.read_header(info.path)
+    return {
+        "adapter": {
+            "kind": config.kind,
+            "base": config.base,
+            "r": config.r if config.kind == "lora" else None,
+            "parameters": sum(math.prod(shape) for shape in weights.values()),
+            "tensors": len(weights),
+            "size_bytes": (info.path / adapter_files.WEIGHTS).stat().st_size,
+        }
     }
 
 
@@ -90,6 +111,10 @@ def _page(info: CheckpointInfo, facts: dict[str, Any]) -> str:
         shared = f" + {config.n_shared_experts} shared" if config.n_shared_experts else ""
         chosen = f"{config.num_experts_per_tok} of {config.n_routed_experts}{shared} per token"
         rows.append(("experts", f"{chosen}, width {config.moe_intermediate_size}"))
+    if adapter := facts.get("adapter"):
+        rank = f" of rank {adapter['r']}" if adapter["r"] else ""
+        size = f"{_si(adapter['parameters'])}parameters, {_bytes(adapter['size_bytes'])}"
+        rows.insert(0, ("adapter", f"{adapter['kind']}{rank} on {adapter['base']}, {size}; its base:"))
     if facts["mtp_layers"]:
         rows.append(("draft", f"{facts['mtp_layers']} multi-token prediction layer(s)"))
     kv, context = facts["kv_bytes_per_token"], facts["context_tokens"]

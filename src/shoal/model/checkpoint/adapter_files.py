@@ -122,6 +122,11 @@ def read_config(folder: str | Path) -> AdapterConfig:
 # ---- reading
 
 
+def read_header(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's tensors by name."""
+    return {name: info.shape for name, info in safetensors_io.read_header(Path(folder) / WEIGHTS)[0].items()}
+
+
 def _floats(info: TensorInfo) -> Floats:
     values = info.read()
     if info.dtype == "BF16":
