@@ -126,7 +126,7 @@ def _decoding(seconds: float, peak: Probe, quants: tuple[str | None, ...]) -> li
 
     found = []
     with tempfile.TemporaryDirectory() as temporary:
-        folders = [_reference(Path(temporary) / str(i), shape) for i, shape in enumerate(ANSWERING)]
+        folders = [reference(Path(temporary) / str(i), shape) for i, shape in enumerate(ANSWERING)]
         for quant in quants:
             points: list[tuple[float, float, float]] = []
             dtype = ""
@@ -147,7 +147,7 @@ def _decoding(seconds: float, peak: Probe, quants: tuple[str | None, ...]) -> li
     return found
 
 
-def _reference(folder: Path, shape: dict[str, Any]) -> Path:
+def reference(folder: Path, shape: dict[str, Any]) -> Path:
     """A checkpoint with random weights and nano's tokenizer."""
     from shoal.model import registry
     from shoal.model.checkpoint.save import save_checkpoint
