@@ -245,7 +245,8 @@ def submit(
             budget=thinking_budget,
             grammar=grammar,
         )
-        return opened.engine.submit(Request(prompt.ids, params, cache_salt=salt, logits_hook=rules))
+        request = Request(prompt.ids, params, adapter=opened.adapter, cache_salt=salt, logits_hook=rules)
+        return opened.engine.submit(request)
     except ShoalError as refusal:
         raise from_shoal(refusal, param=param) from refusal
 
