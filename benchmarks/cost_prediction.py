@@ -18,7 +18,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from shoal.cli.calibrate import DENSE, reference, calibrate
+from shoal.cli.calibrate import DENSE, calibrate, reference
 from shoal.engine.open import OpenedModel, open_model
 from shoal.engine.types import Delta, Request, SamplingParams
 from shoal.model.config import ModelConfig
