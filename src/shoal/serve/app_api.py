@@ -106,7 +106,9 @@ class AppApi:
             "loaded": slot.status == "ready",
             "error": slot.error,
             "examples": card.examples,
-            "defaults": {name: getattr(slot.opened.defaults, name) for name in SAMPLING} if slot.opened else None,
+            "defaults": {name: getattr(slot.opened.defaults, name) for name in SAMPLING}
+            if slot.opened
+            else None,
         }
 
     async def login(self, request: Request) -> Response:
