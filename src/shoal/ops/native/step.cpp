@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -24,15 +25,23 @@ uint64_t key(int layer, Product product, int index) {
 
 }  // namespace
 
+void Scratch::release() {
+    if (size_ >= kHuge) {
+        huge_free(memory_, size_);
+    } else {
+        std::free(memory_);
+    }
+    memory_ = nullptr;
+    size_ = 0;
+}
+
 void* Scratch::bytes(size_t size) {
     if (size > size_) {
-        huge_free(memory_, size_);
-        size_ = size + size / 2 + 4096;
-        memory_ = huge_alloc(size_);
-        if (!memory_) {
-            size_ = 0;
-            throw std::bad_alloc();
-        }
+        release();
+        size_t wanted = (size + size / 2 + 4096) / 64 * 64;
+        memory_ = wanted >= kHuge ? huge_alloc(wanted) : std::aligned_alloc(64, wanted);
+        if (!memory_) throw std::bad_alloc();
+        size_ = wanted;
     }
     return memory_;
 }

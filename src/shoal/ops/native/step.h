@@ -98,11 +98,13 @@ class Scratch {
 public:
     Scratch() = default;
     Scratch(const Scratch&) = delete;
-    ~Scratch() { huge_free(memory_, size_); }
+    ~Scratch() { release(); }
     void* bytes(size_t size);
     float* floats(size_t count) { return static_cast<float*>(bytes(count * sizeof(float))); }
 
 private:
+    static constexpr size_t kHuge = 1 << 20;  // in huge pages from here on: a small buffer must not take 2 MB
+    void release();
     void* memory_ = nullptr;
     size_t size_ = 0;
 };
