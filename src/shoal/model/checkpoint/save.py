@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -329,4 +330,6 @@ def _type(name: str, shape: tuple[int, ...], coded_as: str) -> str:
         return "F32"
     if coded_as == "Q4_0" and name in ("token_embd.weight", "output.weight"):
         coded_as = "Q8_0"  # four bits cost most there
+    if coded_as in ("Q4_0", "Q8_0", "F16") and re.search(r"\.attn_[kv]_b\.", name):
+        return "BF16"  # a matrix per head: llama.cpp's AMX kernels for the other three want one in all, and abort
     return coded_as if gguf.fits(coded_as, shape) else "F16"
