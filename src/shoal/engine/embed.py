@@ -17,7 +17,7 @@ _CHUNK = 64
 """Tokens at a time: running answers go on between two chunks, and each position's logits are made as well."""
 
 
-def embed(engine: Engine, token_ids: Sequence[int]) -> NDArray[np.float32]:
+def embed(engine: Engine, token_ids: Sequence[int], adapter: str | None = None) -> NDArray[np.float32]:
     """The vector [D] of a text's tokens. Slow: call it off the event loop.
 
     A language model was not trained for this: the vectors tell texts of different matter apart, no more.
@@ -31,14 +31,14 @@ def embed(engine: Engine, token_ids: Sequence[int]) -> NDArray[np.float32]:
     if len(ids) > engine.max_model_len:
         raise ContextLengthExceeded(len(ids), engine.max_model_len)
     for _ in range(2):  # once more when the engine began anew in between
-        total = _summed(engine, ids)
+        total = _summed(engine, ids, adapter)
         if total is not None:
             mean = total / len(ids)
             return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
     raise ShoalError("the engine is not steady enough for this")
 
 
-def _summed(engine: Engine, ids: Sequence[int]) -> NDArray[np.float64] | None:
+def _summed(engine: Engine, ids: Sequence[int], adapter: str | None) -> NDArray[np.float64] | None:
     """The sum of the hidden states [D]; None when the cache it was in is gone."""
     pool, table, total = engine._scheduler.pool, [], None  # type: ignore[var-annotated]
     same = True
@@ -55,9 +55,8 @@ def _summed(engine: Engine, ids: Sequence[int]) -> NDArray[np.float64] | None:
         if same:
             chunk = ids[start : start + _CHUNK]
             blocks = table[: pool.blocks_for(start + len(chunk))]
-            hidden: Any = engine.runner.run(
-                [Chunk(chunk, start, blocks, logits=len(chunk), hidden=True)]
-            ).hidden
+            work = Chunk(chunk, start, blocks, logits=len(chunk), adapter=adapter, hidden=True)
+            hidden: Any = engine.runner.run([work]).hidden
             if not hidden or hidden[0] is None:
                 raise ShoalError("this model's runner gives no hidden states")
             rows = hidden[0].astype(np.float64).sum(axis=0)

@@ -155,7 +155,7 @@ class TokenApi:
             if len(ids) > opened.engine.max_model_len:
                 raise answers.too_long(len(ids), opened.engine.max_model_len, "input")
             try:
-                vector = await asyncio.to_thread(embed, opened.engine, ids)
+                vector = await asyncio.to_thread(embed, opened.engine, ids, opened.adapter)
             except ShoalError as refusal:
                 raise from_shoal(refusal, param="input") from refusal
             tokens += len(ids)
