@@ -180,4 +180,8 @@ def test_adapters_answer_from_their_bases_engine_and_leave_with_it(tiny_model: P
         engines = {id(slot.opened.engine) for slot in table.slots.values() if slot.opened}
         assert len(engines) == 1, "three models, one engine, in a table that has room for one"
         assert len(set(answers.values())) == 3
+        asked = {
+            name: client.post("/v1/embeddings", json={"model": name, "input": "a"}).json() for name in answers
+        }
+        assert len({str(found["data"]) for found in asked.values()}) == 3
         assert table.totals()["completion_tokens"] <= 9  # one engine counts once
