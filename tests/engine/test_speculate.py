@@ -454,3 +454,35 @@ def test_a_drafter_that_cannot_be_is_refused(
     for speculate, told in (("mtp", "no multi-token prediction module"), ("nano", "another vocabulary")):
         with pytest.raises(UsageError, match=told):
             open_model(tmp_path / "tiny", dtype="float32", speculate=speculate)
+
+
+@pytest.mark.parametrize("quant", ["8", "none"])
+def test_where_sums_have_one_order_hits_and_drafts_are_exact_to_the_bit(
+    tmp_path: Any, tokenizer: Tokenizer, network: CausalLM, quant: str
+) -> None:
+    """The native runner: log-probabilities of a cold answer, of one behind a cached prefix, and of one whose tokens
+    were verified together, compared as they are."""
+    from shoal.engine.open import open_model
+    from shoal.model.checkpoint.save import save_checkpoint
+    from shoal.ops import native
+
+    if not native.available:
+        pytest.skip(native.missing_reason)
+    save_checkpoint(tmp_path / "tiny", network, tokenizer_files=tokenizer.save)
+    opened = open_model(tmp_path / "tiny", runner="native", quant=quant, max_num_seqs=2, speculate="off")
+    prompt = prompts(1, seed=2)[0] * 2
+    params = {"temperature": 0.0, "max_tokens": 48, "logprobs": 2, "ignore_eos": True}
+    told: list[list[Any]] = []
+
+    def mostly_right(ids: list[int], most: int) -> list[int]:
+        whole = [token for token, *_ in told[0]]
+        done = len(ids) - len(prompt)
+        return [token + (place % 5 == 4) for place, token in enumerate(whole)][done : done + most]
+
+    for drafter in (None, None, ScriptDrafter(mostly_right)):
+        opened.engine._speculator = None if drafter is None else Speculator([drafter], Always(7))
+        pieces, end = ask(opened.engine, prompt, **params)
+        told.append([(p.token_id, p.logprob, p.top) for p in pieces])
+    opened.close()
+    assert end.usage.cached_tokens >= 32 and 0 < end.usage.accepted_tokens < end.usage.draft_tokens
+    assert told[0] == told[1] == told[2]
