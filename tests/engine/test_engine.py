@@ -446,7 +446,8 @@ def test_asyncio_readers(gqa_network: CausalLM, new_engine: Callable[..., Engine
         return tokens
 
     async def leave() -> None:
-        handle = engine.submit(Request([1], SamplingParams()))
+        slow = Request([1], SamplingParams(), logits_hook=lambda answer_ids, logits: time.sleep(0.005))
+        handle = engine.submit(slow)  # 250 tokens of 5 ms: too long for it, on any machine
         with pytest.raises(asyncio.TimeoutError):
             async with asyncio.timeout(0.1):
                 with handle:
