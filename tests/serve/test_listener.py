@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -205,3 +206,27 @@ def test_many_connections_do_not_lock_others_out(live_server: str, monkeypatch: 
         except httpx.TransportError:
             threading.Event().wait(0.05)
     raise AssertionError("the server stays shut")
+
+
+def test_small_answers_are_sent_at_once():
+    """Nagle's algorithm held the first token back until the headers were acknowledged, 40 ms later."""
+
+    async def accepted() -> int:
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            done.set_result(
+                writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            )
+            writer.close()
+
+        server = await asyncio.start_server(connected, sock=listener.bind("127.0.0.1", 0))
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            found = await done
+            writer.close()
+            await writer.wait_closed()
+            return found
+
+    assert asyncio.run(accepted())
