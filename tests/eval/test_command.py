@@ -34,6 +34,6 @@ def test_a_tiny_model_end_to_end(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_a_server_is_asked_with_the_same_tasks(openai_server: Callable[..., str]) -> None:
     url = openai_server(lambda body: "blue")
-    outcome = run("-", "colour", "--endpoint", url, "--n", "10", "--language", "en")
-    assert outcome.exit_code == 0 and "remote: 10 held-out questions (test)" in outcome.stdout
-    assert "colour  1" in outcome.stdout and "n=10" in outcome.stdout
+    outcome = run("-", "colour", "--endpoint", url, "--n", "5", "--language", "en")
+    assert outcome.exit_code == 0 and "remote: 5 held-out questions (test)" in outcome.stdout
+    assert "colour  1" in outcome.stdout and "n=5" in outcome.stdout
