@@ -237,7 +237,8 @@ def save_gguf(
     """Write a GGUF file; returns notices for people (what could not be kept as asked).
 
     `tokenizer` is the tokenizer's own metadata (`Tokenizer.to_gguf`). Vectors and router matrices are fp32, as
-    llama.cpp wants them; rows that do not fit blocks of 32 are fp16; with q4_0 embedding and head have 8 bits.
+    llama.cpp wants them; MLA's matrices per head are bf16 unless fp32 is asked (see `_type`); rows that do not
+    fit blocks of 32 are fp16; with q4_0 embedding and head have 8 bits.
     Multi-token prediction layers are left out, because most readers of GGUF refuse a deepseek2 file that has them.
     """
     path = Path(path)
