@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from shoal.errors import ShoalError
 from shoal.train import stage
+from shoal.train.measure import heldout_bits_per_byte
 from shoal.train.recipe import load_recipe
 from shoal.train.run import train
 from shoal.train.state import State, load_state, save_state
@@ -187,7 +188,7 @@ def test_a_failing_measurement_costs_neither_the_checkpoint_nor_the_stages_after
         assert load_state(tmp_path / "state") and weights(tmp_path)  # saved first
         raise MemoryError
 
-    monkeypatch.setattr("shoal.train.stage.heldout_bits_per_byte", out_of_memory)
+    monkeypatch.setattr("shoal.train.run.heldout_bits_per_byte", out_of_memory)
     outcome = train(recipe, tmp_path)
     assert outcome.finished and set(outcome.measures) == {"mtp"}
     assert outcome.failures == [
@@ -200,7 +201,7 @@ def test_a_failing_measurement_costs_neither_the_checkpoint_nor_the_stages_after
     assert "What failed" in page and page.count("MemoryError") == 2
     monkeypatch.undo()
     again = load_recipe(RECIPE, ["--train.tokens", "1500", "--sft.tokens", "0", "--mtp.tokens", "0"])
-    monkeypatch.setattr("shoal.train.stage.heldout_bits_per_byte", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("shoal.train.run.heldout_bits_per_byte", lambda *_, **__: 1 / 0)
     assert train(again, tmp_path / "one").failures
     monkeypatch.undo()
     outcome = train(again, tmp_path / "one", resume=True)
@@ -218,8 +219,8 @@ def test_saving_and_measuring_are_not_counted_as_training(tmp_path: Path, monkey
 
         return slow
 
-    for name in ("save_state", "heldout_bits_per_byte"):
-        monkeypatch.setattr(f"shoal.train.stage.{name}", slowly(getattr(stage, name)))
+    monkeypatch.setattr("shoal.train.stage.save_state", slowly(stage.save_state))
+    monkeypatch.setattr("shoal.train.run.heldout_bits_per_byte", slowly(heldout_bits_per_byte))
     steps = []
     count = stage.Stage._count
     monkeypatch.setattr(stage.Stage, "_count", lambda *a: (steps.append(a[2].seconds), count(*a))[1])
