@@ -91,7 +91,7 @@ def test_torch_stays_where_it_belongs(room: str) -> None:
 def test_rooms_keep_to_themselves() -> None:
     """Importing a room is cheap: an `__init__.py` holds a docstring and nothing else."""
     for path in SOURCE.rglob("__init__.py"):
-        if path.parent in (SOURCE, SOURCE / "ops" / "native"):  # the latter says whether its extension is there
+        if path.parent in (SOURCE, SOURCE / "ops" / "native"):  # the latter knows its extension
             continue
         body = ast.parse(path.read_text(encoding="utf-8")).body
         assert len(body) == 1 and isinstance(body[0], ast.Expr), f"{path}: only a docstring belongs here"

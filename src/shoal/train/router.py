@@ -33,7 +33,9 @@ class RouterBalance:
         for layer, bias in self.biases.items():
             load_E = counts[layer].float()
             mean = load_E.mean()
-            violations.append((load_E.max() / mean.clamp(min=1e-9) - 1).clamp(min=0))  # 0 where nothing was routed
+            violations.append(
+                (load_E.max() / mean.clamp(min=1e-9) - 1).clamp(min=0)
+            )  # 0 where nothing was routed
             if rate:
                 direction_E = torch.sign(mean - load_E)
                 bias.add_(direction_E - direction_E.mean(), alpha=rate)
