@@ -290,6 +290,8 @@ def test_every_ending_is_told(open_page: Any, page_store: Store) -> None:
         parent = answer["id"]
     page = open_page(f"/#{chat}")
     page.wait_for_selector(".bubble:has-text('question 3')")
+    page.wait_for_selector(".turn >> nth=3")  # the end is drawn first
+    page.wait_for_selector(".far", state="detached")
     answers = page.locator(".answer")
     assert "ran out of room while thinking" in answers.nth(0).inner_text()
     assert answers.nth(0).locator(".notice button").inner_text() == "Continue"
