@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.serve.browser import HOSTILE, LINES, TOUR, answer_text, ask, asked, finished
+from tests.serve.held import held
 
 from shoal.serve.store import Store
 
@@ -15,10 +16,11 @@ pytestmark = pytest.mark.browser
 
 def test_a_question_is_answered_in_a_stream(open_page: Any, page_server: str) -> None:
     page = open_page(model="lines")
-    page.click(".empty li button")
-    page.wait_for_selector("text=Line 3 of a long answer.")
-    early = page.locator(".turn.last .markdown > p").count()
-    first = page.locator(".turn.last .markdown > p").first.element_handle()
+    with held(40):
+        page.click(".empty li button")
+        page.wait_for_selector("text=Line 3 of a long answer.")
+        early = page.locator(".turn.last .markdown > p").count()
+        first = page.locator(".turn.last .markdown > p").first.element_handle()
     assert early < 200
     finished(page)
     assert page.locator(".turn.last .markdown > p").all_inner_texts() == LINES.split("\n\n")
@@ -36,13 +38,16 @@ def test_a_question_is_answered_in_a_stream(open_page: Any, page_server: str) ->
 
 def test_stop_keeps_the_text_and_the_next_question_works(open_page: Any, page_server: str) -> None:
     page = open_page(model="endless")
-    ask(page, "stop at once", wait=False)
-    page.click(".round.stop")  # perhaps before the first token
+    with held(0):
+        ask(page, "stop at once", wait=False)
+        with page.expect_response("**/stop"):
+            page.click(".round.stop")  # before the first token
     finished(page)
-    ask(page, "and stop later", wait=False)
-    # The last answer's fifth line: the first answer may have come as far before it was stopped.
-    page.wait_for_selector(".turn.last .answer:has-text('Line 5 of a long answer.')")
-    page.keyboard.press("Escape")
+    with held(40):
+        ask(page, "and stop later", wait=False)
+        page.wait_for_selector(".turn.last .answer:has-text('Line 5 of a long answer.')")
+        with page.expect_response("**/stop"):
+            page.keyboard.press("Escape")
     finished(page)
     assert "Stopped" in page.locator(".turn.last .ending").inner_text()
     assert [m["status"] for m in asked(page_server, page) if m["role"] == "assistant"] == [
@@ -56,9 +61,12 @@ def test_stop_keeps_the_text_and_the_next_question_works(open_page: Any, page_se
 
 def test_reload_in_mid_answer_loses_nothing(open_page: Any) -> None:
     page = open_page(model="lines")
-    ask(page, "a long one please", wait=False)
-    page.wait_for_selector(".turn.last .answer[aria-busy=true]:has-text('Line 4 of a long answer.')")
-    page.reload()  # in mid-answer; a quick machine may be done before the page is back
+    with held(40):
+        ask(page, "a long one please", wait=False)
+        for _ in range(2):
+            page.wait_for_selector(".turn.last .answer[aria-busy=true]:has-text('Line 4 of a long answer.')")
+            page.reload()  # in mid-answer, twice
+        page.wait_for_selector(".turn.last .answer[aria-busy=true]:has-text('Line 4 of a long answer.')")
     finished(page)
     assert page.locator(".turn.last .markdown > p").all_inner_texts() == LINES.split("\n\n")
 
