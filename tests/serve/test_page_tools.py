@@ -339,7 +339,7 @@ def test_chatgpts_export_is_imported_with_its_branches(open_page: Open, tmp_path
     page.wait_for_selector("dialog .notice:has-text('1 chat imported.')")
     page.keyboard.press("Escape")
     page.fill("#search", "imported question")
-    page.click(".chats li:has-text('From elsewhere') a")
+    page.click(".chats li:has-text('From elsewhere'):has(mark) a")  # what was found, not the list before
     page.wait_for_selector(".bubble:has-text('imported question')")
     assert answer_text(page) == "second" and page.locator(".answer .versions").inner_text().strip() == "2/2"
     assert re.search("2023", page.locator(".chats h2").first.inner_text())
