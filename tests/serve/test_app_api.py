@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from tests.serve.held import held
 
 from shoal.data.types import Message
 from shoal.serve.answers import repaired
@@ -254,14 +257,20 @@ def test_a_new_server_finds_the_old_chats(client: Client, start_server: Any, tmp
     headers = {"sec-fetch-site": "same-origin"}
     with httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=30) as page:
         chat = new_chat(page)
-        send(page, chat, params={"max_tokens": 1900, "temperature": 0}, thinking="off")
-        time.sleep(1.6)  # the text so far goes to the disk every second
-        shutil.copytree(first, tmp_path / "killed")
-        held = messages(page, chat)[1]
-        assert held["status"] == "writing"
-        page.delete(f"/api/chats/{chat}")
+        with held(50):
+            made = send(page, chat, params={"max_tokens": 1900, "temperature": 0}, thinking="off")
+            disk = contextlib.closing(sqlite3.connect(f"file:{first}/chats.sqlite?mode=ro", uri=True))
+            query, until = "SELECT content FROM messages WHERE id = ?", time.monotonic() + 60
+            with disk as db:  # the text so far goes there every second
+                while not db.execute(query, (made["assistant"]["id"],)).fetchone()[0]:
+                    assert time.monotonic() < until, "nothing is stored before the answer's end"
+                    time.sleep(0.05)
+            shutil.copytree(first, tmp_path / "killed")
+            answer = messages(page, chat)[1]
+            assert answer["status"] == "writing"
+            page.delete(f"/api/chats/{chat}")
     with httpx.Client(
         base_url=start_server(folder=tmp_path / "killed"), headers=headers, trust_env=False
     ) as page:
         row = messages(page, chat)[1]
-        assert row["status"] == "stopped" and row["content"] and held["content"].startswith(row["content"])
+        assert row["status"] == "stopped" and row["content"] and answer["content"].startswith(row["content"])
