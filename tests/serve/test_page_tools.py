@@ -218,6 +218,7 @@ def test_the_token_view_tells_probability_and_alternatives(open_page: Open) -> N
     choose(page, "Add to the question", "Persona and parameters")
     page.fill(".parameter:has-text('Longest') input[type=number]", "12")
     page.click("dialog .primary")
+    page.wait_for_selector("dialog", state="detached")  # below an open one no key reaches the question
     ask(page, "look closely")
     page.click(".turn.last [aria-label='Look at the tokens']")
     page.wait_for_selector(".token >> nth=4")
