@@ -127,13 +127,14 @@ def test_reload_in_mid_answer_loses_nothing(client: Client) -> None:
 def test_stop_keeps_the_text_and_the_next_question_works(client: Client) -> None:
     """C26, stopped before and after the first token."""
     chat = new_chat(client)
-    made = send(client, chat, params={"max_tokens": 1500}, thinking="off")
-    for _ in range(200):
-        if messages(client, chat)[1]["content"]:
-            break
-        time.sleep(0.02)
-    stop = f"/api/chats/{chat}/messages/{made['assistant']['id']}/stop"
-    assert client.post(stop, json={}).json() == {"stopped": True}
+    with held(50):
+        made = send(client, chat, params={"max_tokens": 1500}, thinking="off")
+        for _ in range(200):
+            if messages(client, chat)[1]["content"]:
+                break
+            time.sleep(0.02)
+        stop = f"/api/chats/{chat}/messages/{made['assistant']['id']}/stop"
+        assert client.post(stop, json={}).json() == {"stopped": True}
     last = follow(client, chat)[-1][1]
     assert last["type"] == "done" and last["message"]["status"] == "stopped" and last["message"]["content"]
     assert client.post(stop, json={}).json() == {"stopped": False}
@@ -147,10 +148,11 @@ def test_stop_keeps_the_text_and_the_next_question_works(client: Client) -> None
 
 def test_nobody_answers_below_a_growing_text(client: Client) -> None:
     chat = new_chat(client)
-    made = send(client, chat, params={"max_tokens": 1500}, thinking="off")
-    body = {"parent_id": made["assistant"]["id"], "content": "x"}
-    assert client.post(f"/api/chats/{chat}/messages", json=body).status_code == 409
-    assert client.delete(f"/api/chats/{chat}").status_code == 204  # ends the answer too
+    with held(1):
+        made = send(client, chat, params={"max_tokens": 1500}, thinking="off")
+        body = {"parent_id": made["assistant"]["id"], "content": "x"}
+        assert client.post(f"/api/chats/{chat}/messages", json=body).status_code == 409
+        assert client.delete(f"/api/chats/{chat}").status_code == 204  # ends the answer too
     assert client.get(f"/api/chats/{chat}").status_code == 404
 
 

@@ -371,7 +371,8 @@ def running_requests(live_server: str) -> Iterator[Any]:
 def test_too_many_requests_at_once_are_told_to_wait(start_server: Any) -> None:
     url = start_server(ServerSettings(max_requests=1))
     with httpx.Client(base_url=url, timeout=30) as session:
-        with session.stream("POST", CHAT, json=hi(max_tokens=1000, stream=True, ignore_eos=True)):
+        long = hi(max_tokens=1000, stream=True, ignore_eos=True)
+        with held(1), session.stream("POST", CHAT, json=long):
             refused = session.post(CHAT, json=hi())
         assert refused.status_code == 429 and refused.headers["retry-after"]
         assert refused.json()["error"]["type"] == "rate_limit_error"
