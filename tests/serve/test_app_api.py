@@ -228,12 +228,12 @@ def test_refusals_have_the_one_shape(client: Client, method: str, path: str, bod
 
 def test_rename_search_delete_restore(client: Client) -> None:
     chat = new_chat(client)
-    send(client, chat, "日本の人口は？")
+    send(client, chat, "鯨油とは何？")  # words that the model has not learnt: its other answers lack them
     follow(client, chat)
-    assert client.get("/api/chats", params={"q": "人口"}).json()["chats"][0]["id"] == chat
+    assert client.get("/api/chats", params={"q": "鯨油"}).json()["chats"][0]["id"] == chat
     assert client.patch(f"/api/chats/{chat}", json={"title": "<b>数</b>"}).json()["title"] == "<b>数</b>"
     assert client.delete(f"/api/chats/{chat}").status_code == 204
-    assert client.get("/api/chats", params={"q": "人口"}).json()["chats"] == []
+    assert client.get("/api/chats", params={"q": "鯨油"}).json()["chats"] == []
     assert client.post(f"/api/chats/{chat}/restore", json={}).json()["id"] == chat
     page = client.get("/api/chats", params={"limit": 1}).json()["chats"]
     older = client.get("/api/chats", params={"limit": 200, "before": page[0]["updated_at"]}).json()["chats"]
