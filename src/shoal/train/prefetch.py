@@ -55,12 +55,11 @@ def _arrays(batch: Batch) -> dict[str, Any]:
 
 def _batch(fields: dict[str, Any]) -> Batch:
     """What `_arrays` took apart."""
-    return Batch(
-        **{
-            key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-            for key, value in fields.items()
-        }
-    )
+    tensors: dict[str, Any] = {
+        key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for key, value in fields.items()
+    }
+    return Batch(**tensors)
 
 
 @dataclass
