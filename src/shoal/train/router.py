@@ -29,14 +29,12 @@ class RouterBalance:
     @torch.no_grad()
     def update(self, counts: Mapping[int, Tensor], rate: float) -> float:
         """Move every bias by `rate`; returns the step's MaxVio: largest load / mean load - 1, the worst layer's."""
-        violations = [torch.zeros(())]
+        violations = []  # stay on the device: one wait for all layers, not one each
         for layer, bias in self.biases.items():
             load_E = counts[layer].float()
             mean = load_E.mean()
-            violations.append(
-                (load_E.max() / mean.clamp(min=1e-9) - 1).clamp(min=0)
-            )  # 0 where nothing was routed
+            violations.append((load_E.max() / mean - 1).masked_fill(mean == 0, 0))  # nothing was routed
             if rate:
                 direction_E = torch.sign(mean - load_E)
                 bias.add_(direction_E - direction_E.mean(), alpha=rate)
-        return float(torch.stack([v.to(violations[-1].device) for v in violations]).max())
+        return float(torch.stack(violations).max()) if violations else 0.0
