@@ -50,12 +50,24 @@ def test_documents_equal_reference(order: str, piece: int, monkeypatch: pytest.M
             torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_suits_short_fp32_training_only() -> None:
+def test_bf16_operands_lose_nothing_on_the_way() -> None:
+    """Value and gradients are those of fp32 arithmetic on the same bf16 numbers, rounded once."""
+    parts = [part.detach().bfloat16().requires_grad_() for part in example(70)]
+    exact = [part.detach().float().requires_grad_() for part in parts]
+    expected = value_and_gradients(attention_reference(*exact, 0.3, causal=True), exact)
+    found = value_and_gradients(row_attention(*parts, 0.3), parts)
+    for ours, wanted in zip(found, expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, wanted.bfloat16(), rtol=2e-2, atol=1e-3)
+
+
+def test_suits_short_rows_in_training_only() -> None:
     q, k, _ = example(16)
     assert suits(q, k)
     assert not suits(q.detach(), k)
     assert not suits(q, k[:, :, :1])
-    assert not suits(q.bfloat16(), k)
+    assert suits(q.bfloat16(), k.bfloat16())
+    assert not suits(q.double(), k.double())
     assert not suits(*example(513)[:2])
     with torch.no_grad():
         assert not suits(q, k)

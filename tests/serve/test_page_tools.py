@@ -42,6 +42,7 @@ def test_a_stopped_answer_is_continued_in_its_place(
     page_store.add_message("local", chat, parent_id=question["id"], role="assistant", **words)
     page = open_page(f"/#{chat}")
     settled(page, "/continue", lambda: page.click(".ending .link"))
+    page.wait_for_selector(".ending .link", state="detached")
     finished(page)
     (_, answer) = asked(page_server, page)
     assert answer["content"].startswith("What was written") and len(answer["content"]) > len(

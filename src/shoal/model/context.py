@@ -104,13 +104,14 @@ class RowsContext(TokenContext):
         return x.unflatten(0, (self.rows, self.length))
 
     def _attend(self, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKV: Tensor, scale: float) -> Tensor:
-        mask = self._mask(q_BLNH.dtype)
         if row_attention.suits(q_BLNH, k_BLKH):
+            mask = self._mask(torch.float32)
             mask_BLL = None if mask is None else mask[:, 0]
             out = row_attention.row_attention(
                 q_BLNH, k_BLKH, v_BLKV, scale, mask_BLL=mask_BLL, firsts=self._firsts
             )
         else:
+            mask = self._mask(q_BLNH.dtype)
             out = attention.attention(q_BLNH, k_BLKH, v_BLKV, scale, mask=mask, causal=mask is None)
         return out.flatten(0, 1)
 
