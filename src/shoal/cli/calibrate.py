@@ -42,18 +42,21 @@ ROWS, LENGTH = 8, 512
 
 
 def calibrate(device: str, seconds: float, say: Any) -> Calibration:
-    """Measure for about `seconds`: peaks, then the trainer and the engine; some of it goes into building networks."""
+    """Measure for about `seconds`: peaks, then the trainer and the engine, the building of their networks included."""
+    began = time.perf_counter()
     from shoal.ops import native
     from shoal.ops.probe import probe
 
     say("products and memory reads ...")
-    peak = probe(device, fresh=True, seconds=seconds / 20)
-    training, decoding = None, []
+    peak = probe(device, fresh=True, seconds=seconds / 25)
+    training, decoding, reads = None, [], []
     if device == "cpu":
+        reads = _reads()
         say("training steps ...")
-        training = _training(peak.best_dtype, seconds * 0.35, peak.gemm_flops_per_second[peak.best_dtype])
+        best_peak = peak.gemm_flops_per_second[peak.best_dtype]
+        training = _training(peak.best_dtype, began + seconds * 0.6, best_peak)
         say("answers ...")
-        decoding = _decoding(seconds * 0.3, peak, ("8", "4") if native.available else (None,))
+        decoding = _decoding(began + seconds, peak, ("8", "4") if native.available else (None,))
     return Calibration(
         device=peak.device,
         threads=peak.threads,
@@ -66,7 +69,7 @@ def calibrate(device: str, seconds: float, say: Any) -> Calibration:
         training_dtype=peak.best_dtype,
         training=training,
         decoding=decoding,
-        reads=_reads() if device == "cpu" else [],
+        reads=reads,
     )
 
 
@@ -95,17 +98,19 @@ def _memory_bytes(device: str) -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _training(dtype: str, seconds: float, peak: float) -> dict[str, list[tuple[float, float]]]:
+def _training(dtype: str, until: float, peak: float) -> dict[str, list[tuple[float, float]]]:
     """Share of the peak by reference network, its best step: other programs only ever take time away."""
     from shoal.ops.malloc import keep_freed_memory
     from shoal.train.speed import trainer
 
     keep_freed_memory()
     found: dict[str, list[tuple[float, float]]] = {}
-    for kind, shape in (("moe", SMALL_MOE), ("moe", WIDE_MOE), ("dense", DENSE)):
+    networks = (("moe", SMALL_MOE), ("moe", WIDE_MOE), ("dense", DENSE))
+    for index, (kind, shape) in enumerate(networks):
+        stop = _turn_ends(until, len(networks) - index)
         one = trainer("muon", dtype, shape=shape, rows=ROWS, length=LENGTH)
         one.train_step()
-        best, stop = float("inf"), time.perf_counter() + seconds / 3
+        best = float("inf")
         while best == float("inf") or time.perf_counter() < stop:
             began = time.perf_counter()
             one.train_step()
@@ -116,7 +121,13 @@ def _training(dtype: str, seconds: float, peak: float) -> dict[str, list[tuple[f
     return found
 
 
-def _decoding(seconds: float, peak: Probe, quants: tuple[str | None, ...]) -> list[Decoding]:
+def _turn_ends(until: float, left: int) -> float:
+    """When the next of the `left` measurements that share the time until then should be over."""
+    now = time.perf_counter()
+    return now + (until - now) / left
+
+
+def _decoding(until: float, peak: Probe, quants: tuple[str | None, ...]) -> list[Decoding]:
     """Seconds of a step by layer and by weight, from two dense networks and two mixtures behind the real engine.
 
     quants: bits of the native engine's weights; None: torch answers.
@@ -127,15 +138,18 @@ def _decoding(seconds: float, peak: Probe, quants: tuple[str | None, ...]) -> li
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         folders = [reference(Path(temporary) / str(i), shape) for i, shape in enumerate(ANSWERING)]
+        turns = len(quants) * len(folders)
         for quant in quants:
             points: list[tuple[float, float, float]] = []
             dtype = ""
             for folder in folders:
+                stop = _turn_ends(until, turns)
+                turns -= 1
                 with contextlib.closing(
                     open_model(folder, context=256, speculate="off", quant=quant)
                 ) as opened:
                     dtype = f"int{quant}" if quant else opened.dtype
-                    best, stop = 0.0, time.perf_counter() + seconds / len(quants) / len(folders)
+                    best = 0.0
                     while not best or time.perf_counter() < stop:
                         figures = measure(opened, peak, prompt_tokens=16, answer_tokens=48, streams=(1,))
                         best = max(best, figures[-1].value)
