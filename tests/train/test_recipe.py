@@ -10,7 +10,15 @@ import pytest
 from shoal.errors import ShoalError, UsageError
 from shoal.model import counts
 from shoal.train.optim import bias_rate, lr_scale, momentum
-from shoal.train.recipe import ScheduleRecipe, build_recipe, load_recipe, parse_overrides, value_at
+from shoal.train.recipe import (
+    ScheduleRecipe,
+    StageRecipe,
+    build_recipe,
+    changed_fields,
+    load_recipe,
+    parse_overrides,
+    value_at,
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -105,3 +113,17 @@ def test_plans_and_schedules_have_the_stated_corners():
     assert momentum(wsd, step=300, lr_factor=1) == pytest.approx(0.95)
     assert momentum(wsd, step=900, lr_factor=0) == pytest.approx(0.9)
     assert [bias_rate(wsd, p) for p in (0.1, 0.5, 0.95)] == [5e-3, 1e-3, 0]
+
+
+def test_a_key_that_came_with_a_new_version_counts_as_its_default() -> None:
+    """A run begun before a key or section existed can be resumed; a value of one's own there is a change."""
+    recipe = load_recipe(RECIPES / "tiny-test.toml", ["--train.polar_steps", "5"])
+    recipe.mtp = StageRecipe()
+    now, old = recipe.to_dict(), recipe.to_dict()
+    del old["train"]["polar_steps"], old["mtp"]
+    assert changed_fields(old, now) == []
+    assert changed_fields(now, old) == [], "nor does an old version mind what it does not know"
+    now["mtp"]["lr"] = 0.1  # what a loader puts in for 0
+    assert changed_fields(old, now) == []
+    now["train"]["polar_steps"], now["mtp"]["matrices"] = 3, "adamw"
+    assert changed_fields(old, now) == ["train.polar_steps: 5 -> 3", "mtp.matrices: muon -> adamw"]

@@ -282,19 +282,25 @@ def refuse(faults: Sequence[str], name: str, hint: str) -> None:
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], recipe: type = Recipe) -> list[str]:
-    """Keys that differ between two resolved recipes and may not change on a resume, as `key: old -> new`."""
+    """Keys that differ between two resolved recipes and may not change on a resume, as `key: old -> new`.
+
+    A key that one of them lacks (it came with another version) has its default there; rates of a section that is
+    lacking were 0 before a recipe's loader put in what that stands for, and count as such.
+    """
     changes = []
     for part in dataclasses.fields(recipe):
         before, after = old.get(part.name, {}), new.get(part.name, {})
         kind = typing.get_type_hints(recipe)[part.name]
-        free = (
-            {f.name for f in dataclasses.fields(kind) if f.metadata["resumable"]}
-            if dataclasses.is_dataclass(kind)
-            else set()
-        )
+        free, defaults = set(), {}
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            free = {f.name for f in dataclasses.fields(kind) if f.metadata["resumable"]}
+            defaults = dataclasses.asdict(kind())
+            if not before:
+                free |= {key for key in defaults if key == "lr" or key.endswith("_lr")}
         for key in sorted(set(before) | set(after)):
-            if key not in free and before.get(key) != after.get(key):
-                changes.append(f"{part.name}.{key}: {before.get(key)} -> {after.get(key)}")
+            one, other = (values.get(key, defaults.get(key)) for values in (before, after))
+            if key not in free and one != other:
+                changes.append(f"{part.name}.{key}: {one} -> {other}")
     return changes
 
 
