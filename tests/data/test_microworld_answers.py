@@ -33,6 +33,8 @@ COMPARE = Task(
 )
 SPELL = Task("spell", 2, "en", "Spell cat.", "c-a-t", "", "", "letters", "s")
 FIRST = Task("spell", 1, "en", "First letter of cat?", "c", "", "", "letters", "s")
+FIRST_I = Task("spell", 1, "en", "First letter of ink?", "i", "", "", "letters", "s")
+FIRST_A = Task("spell", 1, "en", "First letter of ant?", "a", "", "", "letters", "s")
 SPELL_JA = Task("spell", 2, "ja", "「ねこ」を一文字ずつ書いてください。", "ね・こ", "", "", "letters", "s")
 SORT = Task("compare", 4, "en", "Sort 9, 2, 5.", "2, 5, 9", "", "", "numbers", "s")
 SAY = Task("repeat", 2, "en", "Say: cat, dog, sun", "cat, dog, sun", "", "", "words", "r")
@@ -62,6 +64,12 @@ SAY = Task("repeat", 2, "en", "Say: cat, dog, sun", "cat, dog, sun", "", "", "wo
         (SPELL, "It is spelled c, a, t."),
         (FIRST, 'The first letter is "c".'),
         (FIRST, "c"),
+        (FIRST, "I think it is c."),
+        (FIRST_I, "I"),
+        (FIRST_I, "It is I."),
+        (FIRST_I, "The letter i comes first."),
+        (FIRST_I, "I is the first letter."),
+        (FIRST_A, "The first letter is A."),
         (SPELL_JA, "「ね・こ」です。"),
         (SPELL_JA, "ね、こ"),
         (SORT, "Sorted: 2, 5, 9."),
@@ -96,6 +104,10 @@ def test_right_answers_in_many_words(task: Task, text: str) -> None:
         (SPELL, "cat"),
         (SPELL, "s-c-a-t"),
         (FIRST, 'It is "t".'),
+        (FIRST_I, "I do not know."),
+        (FIRST_I, "I'm not sure."),
+        (FIRST_A, "That is a hard question."),
+        (Task("spell", 1, "en", "First letter of tea?", "t", "", "", "letters", "s"), "I can't say."),
         (SPELL_JA, "ね・こ・い"),
         (SORT, "9, 5, 2"),
         (SORT, "2, 5"),

@@ -94,6 +94,8 @@ def _check_word(task: Task, text: str) -> bool:
 
 
 _ECHO = frozenset({"opposite", "calendar", "translate"})
+_PRONOUN = re.compile(r"(?<!letter )(?<![a-z])(?:(?<!is )i|a)(?=['’]| (?!is\b)[a-z])")
+"""The words I and a in a normalised sentence ("i do not know"), which name no letter."""
 
 
 def _check_letters(task: Task, text: str) -> bool:
@@ -103,9 +105,8 @@ def _check_letters(task: Task, text: str) -> bool:
         if quoted:
             return quoted[-1] == answer
         if task.language == "en":
-            return re.findall(
-                r"(?<![a-z])[a-z](?![a-z])", text.replace(" a letter", " ").replace("letter", " ")
-            )[-1:] == [answer]
+            plain = _PRONOUN.sub(" ", text).replace("letter", " ")
+            return re.findall(r"(?<![a-z'’])[a-z](?![a-z])", plain)[-1:] == [answer]
         return text.replace("です", "").replace("。", "").strip().endswith(answer)
     separated = any(c in answer for c in "-・")
     parts = [c for c in answer if c not in "-・"] if separated else list(answer)
