@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import ShoalError
-from shoal.serve.store import _MIGRATIONS, UNDO_SECONDS, Store
+from shoal.serve.database import MIGRATIONS
+from shoal.serve.store import UNDO_SECONDS, Store
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_an_answer_that_is_continued_is_found_whole(store: Store) -> None:
 
 def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
     old = sqlite3.connect(tmp_path / "chats.sqlite")
-    old.executescript(_MIGRATIONS[0] + "PRAGMA user_version = 1;")
+    old.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
     old.execute("INSERT INTO chats (id, owner, title, created_at, updated_at) VALUES ('c', 'a', 'old', 1, 2)")
     old.execute(
         "INSERT INTO messages (id, owner, chat_id, role, content, status, created_at)"

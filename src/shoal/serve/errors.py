@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from shoal.engine.types import ContextLengthExceeded, InvalidRequest, QueueFull
 from shoal.errors import ShoalError
+from shoal.serve.database import DiskFull
 
 # The type that belongs to a status when nothing more exact is known.
 TYPES = {
@@ -26,6 +27,7 @@ TYPES = {
     431: "request_too_large",
     500: "api_error",
     503: "overloaded_error",
+    507: "storage_error",
 }
 
 
@@ -113,4 +115,6 @@ def from_shoal(error: ShoalError, *, param: str | None = None) -> ApiError:
         return ApiError(400, f"{error.param}: {error.message}", param=error.param)
     if isinstance(error, QueueFull):
         return ApiError(429, text, headers={"retry-after": "2"})
+    if isinstance(error, DiskFull):
+        return ApiError(507, text, code="disk_full", headers={"x-should-retry": "false"})
     return ApiError(500, text)

@@ -6,18 +6,13 @@ since 1970. Methods block for a millisecond or so and may be called from any thr
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shoal.errors import ShoalError
+from shoal.serve.database import Database, new_id
 
 FINAL = ("done", "stopped", "error", "length")
 """Statuses of a message that nobody writes to any more."""
@@ -33,108 +28,17 @@ TEMPORARY = "t"
 """Ids of temporary chats and their messages begin with it; no other id can (they are hexadecimal)."""
 _FIELDS = tuple(_COLUMNS.replace(",", " ").split())
 
-# One entry a version; a file of an older version runs those it lacks. Never edit an entry, append.
-_MIGRATIONS = (
-    """
-    CREATE TABLE chats (
-        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, title TEXT NOT NULL DEFAULT '',
-        model TEXT, created_at REAL NOT NULL, updated_at REAL NOT NULL, deleted_at REAL
-    );
-    CREATE INDEX chats_by_owner ON chats (owner, updated_at);
-    CREATE TABLE messages (
-        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,
-        chat_id TEXT NOT NULL REFERENCES chats (id) ON DELETE CASCADE,
-        parent_id TEXT REFERENCES messages (id) ON DELETE CASCADE,
-        role TEXT NOT NULL, content TEXT NOT NULL DEFAULT '', reasoning TEXT NOT NULL DEFAULT '',
-        status TEXT NOT NULL, error TEXT, model TEXT, params TEXT, created_at REAL NOT NULL,
-        thinking_seconds REAL, reasoning_tokens INTEGER, usage TEXT, timings TEXT, cost TEXT
-    );
-    CREATE INDEX messages_by_chat ON messages (chat_id, seq);
-    CREATE INDEX messages_by_parent ON messages (parent_id);
-    CREATE TABLE feedback (
-        seq INTEGER PRIMARY KEY, owner TEXT NOT NULL,
-        message_id TEXT NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-        value INTEGER NOT NULL, edited TEXT, note TEXT, created_at REAL NOT NULL
-    );
-    CREATE INDEX feedback_by_message ON feedback (message_id, seq);
-    -- The trigram index finds parts of words in any script from three characters on. It follows the messages
-    -- whose text is final, so a growing answer is not indexed again and again.
-    CREATE VIRTUAL TABLE search USING fts5 (content, content='messages', content_rowid='seq', tokenize='trigram');
-    CREATE TRIGGER search_insert AFTER INSERT ON messages
-        WHEN new.status IN ('done', 'stopped', 'error', 'length')
-        BEGIN INSERT INTO search (rowid, content) VALUES (new.seq, new.content); END;
-    CREATE TRIGGER search_final AFTER UPDATE OF status ON messages
-        WHEN old.status NOT IN ('done', 'stopped', 'error', 'length')
-            AND new.status IN ('done', 'stopped', 'error', 'length')
-        BEGIN INSERT INTO search (rowid, content) VALUES (new.seq, new.content); END;
-    CREATE TRIGGER search_delete AFTER DELETE ON messages
-        WHEN old.status IN ('done', 'stopped', 'error', 'length')
-        BEGIN INSERT INTO search (search, rowid, content) VALUES ('delete', old.seq, old.content); END;
-    """,
-    """
-    ALTER TABLE chats ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE chats ADD COLUMN settings TEXT; -- JSON: system, persona, parameters
-    ALTER TABLE messages ADD COLUMN files TEXT; -- JSON: [{name, text}], what was attached to a question
-    CREATE TABLE preferences (
-        seq INTEGER PRIMARY KEY, owner TEXT NOT NULL,
-        chosen_id TEXT NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-        rejected_id TEXT NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-        created_at REAL NOT NULL
-    );
-    CREATE INDEX preferences_by_chosen ON preferences (chosen_id);
-    CREATE INDEX preferences_by_rejected ON preferences (rejected_id);
-    CREATE TABLE library (
-        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, kind TEXT NOT NULL,
-        name TEXT NOT NULL, body TEXT NOT NULL, updated_at REAL NOT NULL
-    );
-    CREATE INDEX library_by_owner ON library (owner, kind, name);
-    -- An answer that is continued leaves the index until it is final again.
-    CREATE TRIGGER search_reopened AFTER UPDATE OF status ON messages
-        WHEN old.status IN ('done', 'stopped', 'error', 'length')
-            AND new.status NOT IN ('done', 'stopped', 'error', 'length')
-        BEGIN INSERT INTO search (search, rowid, content) VALUES ('delete', old.seq, old.content); END;
-    """,
-)
 
-
-def new_id(prefix: str = "") -> str:
-    """128 random bits: an id that cannot be guessed."""
-    return prefix + secrets.token_hex(16)
-
-
-class Store:
+class Store(Database):
     """The file `chats.sqlite` in a folder of its own rights (0700); ":memory:" for a store that forgets.
 
     `temporary` is such a store beside it, for the chats of which nothing is to be kept; `of` tells which one has an id.
     """
 
     def __init__(self, path: str | Path, *, prefix: str = ""):
-        self._lock = threading.RLock()
         self._prefix = prefix
         self.temporary: Store = self if prefix else Store(":memory:", prefix=TEMPORARY)
-        name = str(path)
-        if name != ":memory:":
-            folder = Path(name).parent
-            try:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                if os.name == "posix" and os.stat(folder).st_uid == os.getuid():
-                    os.chmod(folder, 0o700)
-            except OSError as error:
-                raise ShoalError(f"cannot use the folder {folder}: {error.strerror or error}",
-                                 hint="Set SHOAL_HOME to a folder that can be written.") from error  # fmt: skip
-        try:
-            self._db = sqlite3.connect(name, check_same_thread=False, isolation_level=None, timeout=10)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.execute("PRAGMA recursive_triggers = ON")
-            if name != ":memory:" and os.name == "posix":
-                os.chmod(name, 0o600)
-            self._migrate(name)
-        except sqlite3.DatabaseError as error:
-            raise ShoalError(f"cannot open the chats in {name}: {error}",
-                             hint="Move the file away to start with an empty one.") from error  # fmt: skip
+        super().__init__(path)
         with self._transaction() as db:
             db.execute(
                 "UPDATE messages SET status = 'stopped', error = 'the server was stopped'"
@@ -144,39 +48,13 @@ class Store:
             self._purge(db)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        super().close()
         if self.temporary is not self:
             self.temporary.close()
 
     def of(self, row_id: str) -> Store:
         """The store that has (or would have) the chat or message of this id."""
         return self.temporary if row_id.startswith(TEMPORARY) else self
-
-    def _migrate(self, name: str) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_MIGRATIONS):
-            raise ShoalError(f"{name} was written by a newer shoal",
-                             hint="Update shoal, or set SHOAL_HOME to another folder.")  # fmt: skip
-        for number in range(version, len(_MIGRATIONS)):
-            self._db.executescript(
-                f"BEGIN; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
-            )
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def _rows(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
 
     def _purge(self, db: sqlite3.Connection) -> None:
         now = time.time()
@@ -285,10 +163,6 @@ class Store:
             "UPDATE chats SET deleted_at = NULL WHERE owner = ? AND id = ? AND deleted_at IS NOT NULL",
             (owner, chat_id),
         )
-
-    def _change(self, query: str, values: tuple[Any, ...]) -> bool:
-        with self._transaction() as db:
-            return db.execute(query, values).rowcount > 0
 
     # ---- messages
 
