@@ -27,6 +27,8 @@ class Handle:
         self._changed = threading.Condition()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         self._over = False  # Finished was handed out
+        self._finished: Finished | None = None
+        self._at_end: Callable[[Finished], None] | None = None
 
     def cancel(self) -> None:
         """End the request within one engine step, wherever it is. Harmless when it has ended already."""
@@ -38,9 +40,21 @@ class Handle:
         end_thought = getattr(self.request.logits_hook, "answer_now", None)
         return bool(end_thought and end_thought())
 
+    def when_finished(self, call: Callable[[Finished], None]) -> None:
+        """`call` is called once, before a reader sees the end and also if nobody reads; it must not block or raise."""
+        with self._changed:
+            if self._finished is not None:
+                call(self._finished)
+            else:
+                self._at_end = call
+
     def put(self, event: Event) -> None:
         """Called by the engine's thread."""
         with self._changed:
+            if isinstance(event, Finished):
+                self._finished = event
+                if self._at_end is not None:
+                    self._at_end(event)
             last = self._events[-1] if self._events else None
             if isinstance(last, Delta) and isinstance(event, Delta):
                 last.pieces.extend(event.pieces)
