@@ -52,6 +52,18 @@ def command(
     cache_disk: float = typer.Option(
         0.0, min=0, help="GB of the prompt cache kept in the data folder over restarts; 0: none."
     ),
+    upstreams: Path | None = typer.Option(
+        None,
+        "--upstreams",
+        metavar="FILE",
+        help="Other OpenAI-compatible servers to offer; default: upstreams.toml in the data folder, if it is there.",
+    ),
+    idle_unload: float | None = typer.Option(
+        None, min=0.01, metavar="MINUTES", help="Take a model out of memory that nobody asked for so long."
+    ),
+    import_folder: Path | None = typer.Option(
+        None, metavar="FOLDER", help="The one folder from which the page may import models."
+    ),
     drain: float = typer.Option(
         8.0, min=0, help="Seconds that running answers may still take after SIGTERM (containers wait 10)."
     ),
@@ -83,11 +95,15 @@ def command(
     from shoal.serve.models import ModelTable
     from shoal.serve.settings import LOCAL_OWNER, ServerSettings, hash_key
     from shoal.serve.store import Store
+    from shoal.serve.upstream import Upstreams
+    from shoal.serve.upstream_file import FILE_NAME, read_upstreams
 
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
         raise UsageError(f"no such log level: {log_level}", hint="Choose debug, info, warning or error.")
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    for name in ("httpx", "httpcore"):  # they would tell each address that is asked
+        logging.getLogger(name).setLevel(logging.WARNING)
     if api_key == "auto":
         api_key = secrets.token_urlsafe(24)
         typer.echo(f"API key (shown once): {api_key}", err=True)
@@ -104,10 +120,17 @@ def command(
             hint=f"Give --api-key auto (or a key of at least {MIN_KEY_CHARACTERS} characters), or listen on 127.0.0.1."
             " Put a TLS proxy before it where the network is not yours: keys travel readable over plain HTTP.",
         )
-    cards = cards_of(models or [])
+    file = upstreams or shoal_home() / FILE_NAME
+    behind = read_upstreams(file) if upstreams is not None or file.is_file() else None
+    if import_folder is not None and not import_folder.is_dir():
+        raise UsageError(f"{import_folder} is no folder")
+    cards = (
+        [] if behind and not behind.local and not models else cards_of(models or [], may_be_none=bool(behind))
+    )
     RunnerChoice(runner, quant, device=device).resolved()  # wrong use shows before anything listens
     sound = [card.id for card in cards if not card.error]
     preferred = () if models else ("smollm2", "nano")
+    first = next((name for name in preferred if name in sound), next(iter(sound), None))
     table = ModelTable(
         cards,
         Opener(
@@ -117,8 +140,10 @@ def command(
             speculate=speculate,
             cache_disk_bytes=int(cache_disk * 1e9),
         ),
-        default=next((name for name in preferred if name in sound), sound[0]),
+        default=(behind and behind.default) or first,
         show_paths=settings.local,
+        idle_unload_seconds=idle_unload * 60 if idle_unload is not None else None,
+        upstreams=Upstreams(behind.upstreams) if behind else None,
     )
     sock = bind(host, port)
     try:
@@ -129,7 +154,8 @@ def command(
     url = url_of(sock)
 
     def ready() -> None:
-        line = f"shoal serves {', '.join(table.names())} at {url}"
+        behind_names = ", ".join(each.name for each in behind.upstreams) if behind else ""
+        line = f"shoal serves {', '.join(table.names()) or f'the models of {behind_names}'} at {url}"
         if not settings.local:
             typer.echo(
                 f"listening on {sock.getsockname()[0]}: whoever reaches this machine and has the key may use it;"
@@ -168,8 +194,9 @@ class Opener:
         return on_base(base, path, name=entry.name if entry else path.name)
 
     def _opened(self, spec: str | Path, path: Path, progress: Any) -> Any:
+        self._bases = {place: each for place, each in self._bases.items() if not each.engine.closed}
         base = self._bases.get(path)
-        if base is None or base.engine.closed:
+        if base is None:
             base = self._bases[path] = open_spec(spec, progress, **self._options)
         return base
 
@@ -181,7 +208,7 @@ def open_spec(spec: str | Path, progress: Any, **options: Any) -> Any:
     return open_model(spec, progress=progress, **options)
 
 
-def cards_of(specs: list[str]) -> list[ModelCard]:
+def cards_of(specs: list[str], *, may_be_none: bool = False) -> list[ModelCard]:
     """Cards of the models named, or of all installed ones.
 
     A model that was named must be whole: ShoalError, before anything listens. A damaged one of the installed models
@@ -198,6 +225,8 @@ def cards_of(specs: list[str]) -> list[ModelCard]:
                 cards.append(card_of(entry.name, entry.path, entry))
             except ShoalError as trouble:
                 cards.append(ModelCard(entry.name, entry.name, entry.description, error=str(trouble)))
+        if not cards and may_be_none:
+            return []
         if not cards:
             raise ShoalError(
                 "no model is installed",

@@ -106,6 +106,8 @@ class AppApi:
             "loaded": slot.status == "ready",
             "error": slot.error,
             "examples": card.examples,
+            "abilities": slot.abilities,
+            **(slot.remote.facts() if slot.remote else {}),
             "defaults": {name: getattr(slot.opened.defaults, name) for name in SAMPLING}
             if slot.opened
             else None,
@@ -271,6 +273,10 @@ class AppApi:
             "message",
         )
         self.generations.start(
+        if not slot.abilities["continue"]:
+            raise ApiError(
+                400, f"{slot.card.id}: its upstream cannot continue an answer", code="unsupported_parameter"
+            )
             owner, chat_id, assistant, with_files(history), slot=slot, thinking=thinking, params=params
         )
         return assistant
@@ -309,6 +315,13 @@ class AppApi:
         return _json(
             await while_connected(request.receive, token_view(opened, with_files(history), message, owner))
         )
+        slot = self.models.slots.get(message["model"] or "")
+        if slot is not None and not slot.abilities["answer_now"]:
+            raise ApiError(
+                400,
+                f"{slot.card.id}: an upstream's thinking ends when it likes",
+                code="unsupported_parameter",
+            )
 
     async def stop(self, request: Request) -> Response:
         await _no_body(request)

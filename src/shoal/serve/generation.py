@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from shoal.engine.handle import Handle
 from shoal.engine.types import Finished, PromptProgress, Queued
@@ -22,9 +22,11 @@ from shoal.serve.answers import Part
 from shoal.serve.errors import ApiError
 from shoal.serve.metrics import Metrics
 from shoal.serve.models import ModelTable, Slot
-from shoal.serve.page_prompt import page_prompt
+from shoal.serve.page_prompt import page_prompt, turns_of
 from shoal.serve.store import Store
 
+from shoal.serve.upstream import RemoteModel
+from shoal.serve.upstream_chat import Asked, RemoteFinished, RemoteStream, remote_cost
 if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
 
@@ -147,10 +149,10 @@ class Generations:
         job = channel.jobs.get(message_id) if channel else None
         if job is None:
             return False
-        job.stopped = True
+        already, job.stopped = job.stopped, True
         if job.handle is not None:
             job.handle.cancel()
-        elif job.task is not None:
+        elif job.task is not None and not already:
             job.task.cancel()
         return True
 
@@ -247,7 +249,9 @@ class Generations:
         channel.wake()
 
     async def _loaded(self, channel: Channel, job: Job, slot: Slot) -> Opened:
-        """The model; while it loads, readers see the bytes."""
+        """The model; while it loads, readers see the bytes. An upstream's has nothing to load."""
+        if slot.remote is not None:
+            return cast("Opened", slot.remote)
         opening = asyncio.ensure_future(self.models.open(slot.card.id))
         try:
             while True:
@@ -273,6 +277,8 @@ class Generations:
         message_id = job.message["id"]
         thinks, budget = answers.thinking_of_request(opened, thinking)
         prompt = await page_prompt(opened, history, job.message, params, thinking=thinks)
+        if isinstance(opened, RemoteModel):
+            return await self._answer_remote(channel, job, opened, history, thinking, params)
         limit = answers.check_room(opened, prompt, params.get("max_tokens"), "content")
         chosen = {name: params[name] for name in SAMPLING if params.get(name) is not None}
         sampling = replace(opened.defaults, **chosen, max_tokens=limit)
@@ -302,6 +308,44 @@ class Generations:
     def _add_part(self, channel: Channel, job: Job, part: Part) -> None:
         if not part.text:
             return
+    async def _answer_remote(
+        self,
+        channel: Channel,
+        job: Job,
+        model: RemoteModel,
+        history: Sequence[dict[str, Any]],
+        thinking: str,
+        params: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The same by an upstream. Stop cancels the task, which closes the connection."""
+
+        def progress(event: PromptProgress) -> None:
+            job.status = "prompt"
+            channel.put({"type": "prompt", "message": job.message["id"]} | asdict(event))
+
+        message = job.message
+        begun = (
+            (message["content"], message["reasoning"]) if message["content"] or message["reasoning"] else None
+        )
+        turns = [{"role": turn.role, "content": turn.content} for turn in turns_of(history, params)]
+        fields = {name: params[name] for name in SAMPLING if params.get(name) is not None}
+        asked = Asked(model, turns, fields, thinking, params.get("max_tokens"), begun, salt=job.owner)
+        stream = RemoteStream(asked, progress)
+        try:
+            await stream.start()
+            async for event in stream:
+                if isinstance(event, Part):
+                    self._add_part(channel, job, event)
+                elif isinstance(event, RemoteFinished):
+                    finished = event
+        except asyncio.CancelledError:
+            if not job.stopped:
+                raise
+            finished = stream.stopped()
+        finally:
+            await stream.aclose()
+        return self._columns(job, cast("Opened", None), finished)
+
         job.status = "writing"
         if part.kind == "reasoning":
             if job.thinking_since is None:
@@ -313,20 +357,24 @@ class Generations:
         channel.put({"type": part.kind, "message": job.message["id"], "text": part.text})
 
     def _columns(self, job: Job, opened: Opened, finished: Finished) -> dict[str, Any]:
-        usage, times = finished.usage, finished.timings
-        cost = answers.cost_object(opened, [finished])
-        self.metrics.answer(finished.reason, times.first_token_seconds, times.decode_seconds,
+        usage, times = finished.usage, asdict(finished.timings)
+        if isinstance(finished, RemoteFinished):
+            cost, told = remote_cost([finished]), finished.told
+            times = {name: value for name, value in times.items() if value}  # what happened there nobody told
+        else:
+            cost, told = answers.cost_object(opened, [finished]), True
+        self.metrics.answer(finished.reason, finished.timings.first_token_seconds, finished.timings.decode_seconds,
                             usage.completion_tokens, cost.get("joules") or 0.0)  # fmt: skip
         status = {"stop": "done", "cancelled": "stopped"}.get(finished.reason, finished.reason)
-        counts = ("prompt_tokens", "completion_tokens", "cached_tokens")
+        counts = {
+            name: getattr(usage, name) for name in ("prompt_tokens", "completion_tokens", "cached_tokens")
+        }
         before = job.message if job.message["content"] or job.message["reasoning"] else {}
         return {
             "status": status,
             "reasoning_tokens": usage.reasoning_tokens + (before.get("reasoning_tokens") or 0),
-            "usage": _added(
-                before.get("usage"), {name: getattr(usage, name) for name in counts}, "completion_tokens"
-            ),
-            "timings": _added(before.get("timings"), asdict(times), "decode_seconds"),
+            "usage": _added(before.get("usage"), counts, "completion_tokens") if told else None,
+            "timings": _added(before.get("timings"), times, "decode_seconds"),
             "cost": _added(before.get("cost"), cost, "seconds", "tokens", "flops", "joules", "usd"),
         }
 

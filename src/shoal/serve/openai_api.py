@@ -66,13 +66,15 @@ class OpenAIApi:
                 "languages": list(card.languages),
                 "thinking": slot.thinking,
                 "license": card.licence,
+                **(slot.remote.facts() if slot.remote else {}),
             },
             "status": {"value": {"ready": "loaded", "error": "failed"}.get(slot.status, slot.status)},
         }
 
     async def list_models(self, request: HttpRequest) -> Response:
         data = [self._model_object(self.models.slots[name]) for name in self.models.names()]
-        pages = {"has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}  # Anthropic's
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+        pages = {"has_more": False} | ends  # Anthropic's
         return JSONResponse({"object": "list", "data": data} | pages)
 
     async def retrieve_model(self, request: HttpRequest) -> Response:

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
 
 
+def turns_of(history: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Message]:
+    """The system words and the path above an answer, as a strict template takes them."""
+    system = params.get("system")
+    turns = [Message(role="system", content=system)] if system else []
+    turns += [Message(role=m["role"], content=m["edited"] or m["content"]) for m in history]
+    return answers.repaired(turns)
+
+
 async def page_prompt(
     opened: Opened,
     history: Sequence[Mapping[str, Any]],
@@ -25,13 +33,10 @@ async def page_prompt(
 
     `thinking` counts only for an answer that has not begun: afterwards its own text says what it does.
     """
-    system = params.get("system")
-    turns = [Message(role="system", content=system)] if system else []
-    turns += [Message(role=m["role"], content=m["edited"] or m["content"]) for m in history]
     content, reasoning = message["content"], message["reasoning"]
     if reasoning_marks(opened.protocol)[1] is None:
         reasoning = ""
     if content or reasoning:
         thinking = bool(reasoning)
-    prompt = await answers.render_chat(opened, answers.repaired(turns), thinking=thinking)
+    prompt = await answers.render_chat(opened, turns_of(history, params), thinking=thinking)
     return answers.begun(opened, prompt, content, reasoning)

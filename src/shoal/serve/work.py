@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.types import Send
 
@@ -28,6 +28,7 @@ from shoal.serve.reply import Reply
 from shoal.serve.schemas import ChatRequest, CompletionRequest, Output, Sampling
 from shoal.serve.settings import ServerSettings
 
+from shoal.serve.upstream_chat import Asked, RemoteFinished, RemoteStream, asked_of_request, remote_bill
 if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
 
@@ -80,6 +81,8 @@ class Chat:
     budget: int | None
     constraint: Constraint | None
 
+    remote: Asked | None = None
+    """What is asked of upstreams; the prompt and what follows it are empty then, and there is no opened model."""
 
 class Work:
     """The server's settings, models and counters, and who has how many requests in work."""
@@ -152,6 +155,11 @@ class Work:
         opened = await self.models.open(request.model)
         prompt, budget = await self.prompt(request, opened, reply)
         limit = self.limit(opened, prompt, request.limit, "messages", reply)
+        if (remote := self.models.slot(request.model).remote) is not None:
+            asked, without = asked_of_request(remote, request)
+            self.tell_ignored(reply, without, "fields that this upstream does not know")
+            params = SamplingParams(temperature=1.0 if request.temperature is None else request.temperature)
+            return Chat(request, cast("Opened", None), Prompt([]), params, None, None, asked)
         params = sampling_params(
             opened, request, limit, request.top_logprobs or 0 if request.logprobs else None
         )
@@ -187,6 +195,15 @@ class Work:
         async with self.submitted(
             chat.opened, prompts, chat.params, chat.request, owner, "messages", chat.budget, chat.constraint
         ) as handles:
+        if chat.remote is not None:
+            asked = replace(chat.remote, salt=chat.request.salt(owner))
+            remote = [RemoteStream(each) for each in asked.times(len(prompts))]
+            try:
+                await asyncio.gather(*(stream.start() for stream in remote))
+                yield [aiter(stream) for stream in remote]
+            finally:
+                await asyncio.gather(*(stream.aclose() for stream in remote), return_exceptions=True)
+            return
             yield [answers.chat_events(chat.opened, handle, chat.prompt) for handle in handles]
 
     @contextlib.asynccontextmanager
@@ -244,6 +261,11 @@ class Work:
         total = summed(finished, prompts)
         cost = answers.cost_object(opened, finished)
         for each in finished:
+        if remote := [each for each in finished if isinstance(each, RemoteFinished)]:
+            for end in remote:
+                self.metrics.answer(end.reason, end.timings.first_token_seconds, end.timings.decode_seconds,
+                                    end.usage.completion_tokens, 0.0)  # fmt: skip
+            return remote_bill(remote)
             self.metrics.answer(each.reason, each.timings.first_token_seconds, each.timings.decode_seconds,
                                 each.usage.completion_tokens, (cost.get("joules") or 0.0) / len(finished))  # fmt: skip
         return {
