@@ -30,6 +30,7 @@ from shoal.engine.types import (
     Usage,
 )
 from shoal.errors import ShoalError
+from shoal.serve.caller import spend_at_end
 from shoal.serve.errors import ApiError, from_shoal
 
 if TYPE_CHECKING:
@@ -246,9 +247,11 @@ def submit(
             grammar=grammar,
         )
         request = Request(prompt.ids, params, adapter=opened.adapter, cache_salt=salt, logits_hook=rules)
-        return opened.engine.submit(request)
+        handle = opened.engine.submit(request)
     except ShoalError as refusal:
         raise from_shoal(refusal, param=param) from refusal
+    spend_at_end(handle, opened, cost_object)
+    return handle
 
 
 async def chat_events(opened: Opened, handle: Handle, prompt: Prompt) -> AsyncIterator[Event]:

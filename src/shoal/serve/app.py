@@ -10,11 +10,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
+from shoal.serve.account_api import AccountApi
+from shoal.serve.accounts import Accounts
 from shoal.serve.anthropic_api import AnthropicApi
 from shoal.serve.app_api import AppApi
 from shoal.serve.cost_api import CostApi
 from shoal.serve.errors import ApiError
 from shoal.serve.generation import Generations
+from shoal.serve.ledger import Ledger
 from shoal.serve.metrics import Metrics
 from shoal.serve.models import ModelTable
 from shoal.serve.openai_api import Endpoint, OpenAIApi
@@ -30,6 +33,10 @@ from shoal.serve.work import Work
 def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Door:
     """The application. It begins to load the default model when it starts, and closes models and store at its end."""
     metrics = Metrics()
+    accounts = Accounts(store.place)
+    accounts.close_foreign_sessions()
+    ledger = Ledger(accounts)
+    account = AccountApi(settings, accounts, ledger)
     generations = Generations(store, models, metrics)
     work = Work(settings, models, metrics)
     page = AppApi(settings, models, store, generations)
@@ -58,6 +65,7 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
         *_api_routes(OpenAIApi(work), TokenApi(work)),
         *_other_routes(AnthropicApi(work), ResponsesApi(work)),
         *page.routes(),
+        *account.routes(),
         *CostApi().routes(),
     ]
 
@@ -67,10 +75,12 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
         yield
         await generations.close()
         models.close()
+        ledger.close()
+        accounts.close()
         store.close()
 
-    door = Door(_Routes(routes, lifespan), settings)
-    page.door = door
+    door = Door(_Routes(routes, lifespan), settings, accounts, ledger)
+    account.door = door
     return door
 
 

@@ -22,7 +22,6 @@ from shoal.serve.page_bodies import (
     Feedback,
     ImportedChat,
     LibraryEntry,
-    Login,
     NewChat,
     NewMessage,
     PdfFile,
@@ -32,7 +31,6 @@ from shoal.serve.page_bodies import (
 )
 from shoal.serve.pdf_text import pdf_text
 from shoal.serve.reply import Reply, while_connected
-from shoal.serve.security import SESSION_COOKIE, Door
 from shoal.serve.settings import ServerSettings
 from shoal.serve.store import FINAL, Store
 from shoal.serve.token_view import token_view
@@ -51,13 +49,11 @@ class AppApi:
 
     def __init__(self, settings: ServerSettings, models: ModelTable, store: Store, generations: Generations):
         self.settings, self.models, self.store, self.generations = settings, models, store, generations
-        self.door: Door | None = None  # set by the app: who opens sessions
 
     def routes(self) -> list[Route]:
         chat, message = "/api/chats/{chat}", "/api/chats/{chat}/messages/{message}"
         return [
             Route("/api/state", self.state),
-            Route("/api/session", self.login, methods=["POST"]),
             Route("/api/models/{model:path}/load", self.load_model, methods=["POST"]),
             Route("/api/models/{model:path}", self.model_state),
             Route("/api/chats", self.list_chats),
@@ -112,20 +108,6 @@ class AppApi:
             if slot.opened
             else None,
         }
-
-    async def login(self, request: Request) -> Response:
-        """A key for a cookie that scripts cannot read, so that the page works on a server with a key."""
-        given = await _body(request, Login)
-        owner = self.door.owner_of_key(given.key) if self.door else None
-        if owner is None or self.door is None:
-            raise ApiError(401, "this key is not known here", code="invalid_api_key")
-        response = Response(status_code=204)
-        cookie = self.door.open_session(owner)
-        secure = request.url.scheme == "https"
-        response.set_cookie(
-            SESSION_COOKIE, cookie, httponly=True, samesite="strict", path="/api", secure=secure
-        )
-        return response
 
     async def load_model(self, request: Request) -> Response:
         await _no_body(request)

@@ -19,6 +19,7 @@ from shoal.engine.types import Finished, PromptProgress, Queued
 from shoal.errors import ShoalError
 from shoal.serve import answers
 from shoal.serve.answers import Part
+from shoal.serve.caller import check_limits, counted
 from shoal.serve.errors import ApiError
 from shoal.serve.metrics import Metrics
 from shoal.serve.models import ModelTable, Slot
@@ -118,7 +119,8 @@ class Generations:
         return self._channels.get((owner, chat_id))
 
     def check_place(self, owner: str) -> None:
-        """Raises ApiError 429 when this owner has too many answers in work."""
+        """Raises ApiError 429 when this owner has too many answers in work, or his key has come to its limit."""
+        check_limits()
         running = sum(len(channel.jobs) for (who, _), channel in self._channels.items() if who == owner)
         if running >= MAX_RUNNING:
             raise ApiError(429, f"{running} answers are in work already; wait for one or stop it",
@@ -219,7 +221,8 @@ class Generations:
         flusher = asyncio.ensure_future(self._flush_every_second(job))
         try:
             opened = await self._loaded(channel, job, slot)
-            final = await self._answer(channel, job, opened, history, thinking, params)
+            with counted():
+                final = await self._answer(channel, job, opened, history, thinking, params)
         except asyncio.CancelledError:
             final = {"status": "stopped"}
         except (ApiError, ShoalError) as error:

@@ -83,10 +83,6 @@ class Feedback(PageBody):
     note: Text | None = Field(None, max_length=10_000)
 
 
-class Login(PageBody):
-    key: Text = Field(max_length=1000)
-
-
 class LibraryEntry(PageBody):
     kind: Literal["prompt", "persona"]
     name: Text = Field(min_length=1, max_length=100)

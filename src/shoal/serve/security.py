@@ -13,13 +13,18 @@ import logging
 import re
 import secrets
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
+from shoal.serve.accounts import Accounts
+from shoal.serve.caller import CALLER, Caller
 from shoal.serve.errors import ANTHROPIC_PATHS, ApiError, ClientGone, anthropic_body, from_shoal
+from shoal.serve.ledger import Ledger
 from shoal.serve.settings import LOCAL_OWNER, MAX_BODY_BYTES, MAX_HEADER_BYTES, ServerSettings, hash_key
 
 log = logging.getLogger("shoal.serve")
@@ -35,11 +40,13 @@ PAGE_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
 }
 SESSION_COOKIE = "shoal_session"
+_OWN_NAME = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:|$)", re.IGNORECASE)
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 # Open without a key: the page's files (they hold no data) and the sign of life. Everything else asks.
 _PUBLIC = re.compile(r"/|/cost|/health|/favicon\.ico|/static/.*|/api/session")
 _READS = ("GET", "HEAD")
 _NO_KEY = "a key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+_HSTS = b"max-age=2592000"  # thirty days; never for this machine's own names, where it would bind other programs too
 # What the official clients send from a browser; x-stainless-* are their names and versions.
 _CORS_HEADERS = (
     "authorization",
@@ -53,11 +60,10 @@ _CORS_PREFIX = re.compile(r"x-stainless-[a-z0-9-]{1,64}")
 
 
 class Door:
-    """Wraps the routes of the whole server. `sessions` are the page's logins when a key is set."""
+    """Wraps the routes of the whole server."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings):
-        self.app, self.settings = app, settings
-        self.sessions: dict[bytes, str] = {}  # digest of the cookie -> owner
+    def __init__(self, app: ASGIApp, settings: ServerSettings, accounts: Accounts, ledger: Ledger):
+        self.app, self.settings, self.accounts, self.ledger = app, settings, accounts, ledger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,6 +89,8 @@ class Door:
                     (b"referrer-policy", b"no-referrer"),
                     *self._cors(headers),
                 ]
+                if scope["scheme"] == "https" and not _OWN_NAME.match(headers.get(b"host", b"")):
+                    message["headers"].append((b"strict-transport-security", _HSTS))
             await send(message)
 
         try:
@@ -147,7 +155,9 @@ class Door:
             raise ApiError(
                 403, "send 'Sec-Fetch-Site: none', or an Origin equal to this server", code="no_origin"
             )
-        scope["shoal.owner"] = self._owner(path, headers)
+        caller = self._caller(scope, headers)
+        CALLER.set(caller)  # each request runs in a task of its own
+        scope["shoal.caller"], scope["shoal.owner"] = caller, caller.owner
         has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         if method in ("POST", "PATCH") and (has_body or app_route):  # else the routes say what is wrong
             self._check_body(headers)
@@ -171,45 +181,51 @@ class Door:
         # Rebinding needs a name. Bound to the network (which demands a key), any literal address is ours.
         return not self.settings.local and _is_address(name.strip("[]"))
 
-    def _owner(self, path: str, headers: dict[bytes, bytes]) -> str:
-        """Who asks. The one function that looks at keys, whatever header they come in."""
-        if not self.settings.keys:
-            return LOCAL_OWNER
+    def _caller(self, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
+        """Who asks. The one function that looks at keys and cookies, whatever header they come in. Raises ApiError."""
+        client = scope.get("client")
+        about = Caller("", address=client[0] if client else "", ledger=self.ledger)
+        if not self.settings.keys and self.settings.local and not self.accounts.on:
+            return replace(about, owner=LOCAL_OWNER, admin=True)
         given = headers.get(b"x-api-key", b"").decode("latin-1")
         scheme, _, bearer = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() == "bearer":
             given = bearer.strip()
-        found = self.owner_of_key(given)
-        if found is None and path.startswith("/api/"):
-            found = self._owner_of_session(headers.get(b"cookie", b"").decode("latin-1"))
+        found = self.caller_of_key(given, about)
+        if found is None and scope["path"].startswith("/api/"):
+            found = self._caller_of_session(headers.get(b"cookie", b"").decode("latin-1"), about)
         if found is None:
-            if _PUBLIC.fullmatch(path):
-                return ""
+            if _PUBLIC.fullmatch(scope["path"]):
+                return about
             raise ApiError(401, _NO_KEY, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         return found
 
-    def owner_of_key(self, key: str) -> str | None:
-        """All keys are compared, each in constant time."""
+    def caller_of_key(self, key: str, about: Caller) -> Caller | None:
+        """A user's key is looked up by its digest; where there are no users, all of the operator's are compared."""
+        if self.accounts.on:
+            user_key = self.accounts.key_owner(key)
+            if user_key is None:
+                return None
+            key_id, user = user_key
+            return replace(about, owner=user.id, name=user.name, admin=user.admin, key_id=key_id)
         digest, found = hash_key(key), None
         for owner, known in self.settings.keys.items():
             if hmac.compare_digest(digest, known):
                 found = owner
-        return found
+        return None if found is None else replace(about, owner=found, admin=found == LOCAL_OWNER)
 
-    def _owner_of_session(self, cookies: str) -> str | None:
+    def _caller_of_session(self, cookies: str, about: Caller) -> Caller | None:
         for part in cookies.split(";"):
             name, _, value = part.strip().partition("=")
-            if name == SESSION_COOKIE:
-                return self.sessions.get(hash_key(value))
+            if name == SESSION_COOKIE and (session := self.accounts.session_owner(value)):
+                digest, owner, due = session
+                if due:
+                    self.ledger.soon(partial(self.accounts.touch, digest))
+                if user := self.accounts.user(owner):
+                    return replace(about, owner=owner, name=user.name, admin=user.admin, session=digest)
+                if owner in self.settings.keys and not self.accounts.on:
+                    return replace(about, owner=owner, admin=owner == LOCAL_OWNER, session=digest)
         return None
-
-    def open_session(self, owner: str) -> str:
-        """A cookie value for the page; only its digest is kept."""
-        token = secrets.token_urlsafe(32)
-        while len(self.sessions) >= 1000:
-            self.sessions.pop(next(iter(self.sessions)))
-        self.sessions[hash_key(token)] = owner
-        return token
 
     def _check_body(self, headers: dict[bytes, bytes]) -> None:
         kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")

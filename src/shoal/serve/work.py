@@ -20,6 +20,7 @@ from shoal.engine.sampling import GREEDY_BELOW
 from shoal.engine.types import Finished, Piece, SamplingParams
 from shoal.serve import answers
 from shoal.serve.answers import Part, Prompt
+from shoal.serve.caller import CALLER, check_limits, counted
 from shoal.serve.completions import summed
 from shoal.serve.errors import ApiError, bad_field
 from shoal.serve.metrics import Metrics
@@ -93,17 +94,19 @@ class Work:
 
     @contextlib.contextmanager
     def place(self, owner: str) -> Iterator[None]:
-        """A place in the queue while the block runs. Where there are several keys, one of them gets at most half of
-        all places, so that nobody can shut the others out. Raises ApiError 429."""
+        """A place in the queue while the block runs. Where there are several keys or users, one of them gets at most
+        half of all places, so that nobody can shut the others out. Raises ApiError 429."""
+        check_limits()
         places = self.settings.max_requests
-        share = max(places // 2, 1) if len(self.settings.keys) > 1 else places
+        share = max(places // 2, 1) if len(self.settings.keys) > 1 or CALLER.get().name else places
         if self._in_work.total() >= places or self._in_work[owner] >= share:
             yours = self._in_work[owner]
             raise ApiError(429, f"too many requests are in work, {yours} of them yours; try again in a moment",
                            headers={"retry-after": "2"})  # fmt: skip
         self._in_work[owner] += 1
         try:
-            yield
+            with counted():
+                yield
         finally:
             self._in_work[owner] -= 1
 
