@@ -31,7 +31,7 @@ def sample(**over: Any) -> Calibration:
         "device": cpu_name(), "threads": 2, "measured_at": "2026-11-26T20:00:00Z",
         "peak": {"float32": 1e11, "bfloat16": 4e11}, "read_bytes_per_second": 1e10, "memory_bytes": 16e9,
         "training_dtype": "bfloat16", "training": {"moe": [(128.0, 0.1), (256.0, 0.2)], "dense": [(256.0, 0.25)]},
-        "decoding": [Decoding("int8", (1e-4, 1e-10), (2e-4, 2e-10))],
+        "decoding": [Decoding("int8", (1e-4, 1e-10), (2e-4, 2e-10), widest=1e6)], "reads": [(1e8, 2e10)],
     }  # fmt: skip
     return Calibration(**(values | over))
 

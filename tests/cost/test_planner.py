@@ -155,6 +155,32 @@ def test_budgets_are_solved_and_agree() -> None:
         assert plan(job(**given)).tokens == pytest.approx(1e9)
 
 
+def test_reinforcement_learning_within_a_budget() -> None:
+    """Prompts follow from tokens, money, hours or FLOPs, and the run then costs that."""
+    asked: dict[str, Any] = {"kind": "grpo", "samples": 8, "prompt_tokens": 256, "answer_tokens": 1024}
+    one = plan(job("smollm2-360m", prompts=1000, **asked))
+    assert one.usd is not None and one.tokens == 1000 * 8 * 1280
+    budgets = {
+        "tokens": one.tokens,
+        "budget_usd": one.usd,
+        "budget_hours": one.hours,
+        "budget_flops": one.flops,
+    }
+    for name, value in budgets.items():
+        again = plan(job("smollm2-360m", **asked | {name: value}))
+        assert again.tokens == one.tokens and again.steps[0].endswith("1,000")
+    with pytest.raises(UsageError, match="one prompt takes"):
+        plan(job("smollm2-360m", budget_usd=1e-9, **asked))
+
+
+def test_what_recomputation_would_save_is_said() -> None:
+    made = plan(job("deepseek-v3", "h800", count=2048, tokens=1e12, stack="tuned"))
+    kept = made.activations
+    assert kept["full"] < kept["selective"] < kept["none"] == made.memory["activations"]
+    assert made.fits is False and "--recompute full" in made.limit
+    assert plan(job("deepseek-v3", "h800", count=2048, tokens=1e12, stack="tuned", recompute="full")).fits
+
+
 def test_the_link_decides_when_its_traffic_is_longer() -> None:
     apart = plan(job(count=64, tokens=1e9, network_gb_per_second=0.05))
     local = plan(job(count=64, tokens=1e9, network_gb_per_second=0.05, diloco_steps=500))
@@ -270,6 +296,23 @@ def test_export_figures_and_review() -> None:
         ({"tokens": 1e9, "budget_usd": 5.0}, "only one"),
         ({"tokens": 1e9, "kind": "pretraining"}, "pretrain"),
         ({"tokens": 1e9, "usd_per_hour": 2.0}, "date"),
+        ({"tokens": 1e9, "usd_per_hour": 2.0, "price_date": "yesterday"}, "date"),
+        ({"tokens": 1e9, "usd_per_hour": -2.0, "price_date": "2026-11-26"}, "price must be above 0"),
+        ({"tokens": 1e9, "count": 0}, "count must be above 0"),
+        ({"tokens": 1e9, "sequence": 0}, "sequence must be above 0"),
+        ({"tokens": 1e9, "micro_tokens": -1}, "micro must be 0 or more"),
+        ({"tokens": 1e9, "count": 16, "network_gb_per_second": -1}, "network must be 0 or more"),
+        ({"tokens": 1e9, "count": 16, "diloco_steps": -1}, "diloco must be 0 or more"),
+        ({"tokens": 1e9, "states": "fp31"}, "fp32-muon"),
+        ({"tokens": 1e9, "kind": "lora", "lora_rank": 0}, "rank"),
+        ({"kind": "grpo", "prompts": 5, "samples": 0}, "samples must be above 0"),
+        ({"kind": "grpo"}, "or the prompts"),
+        ({"kind": "grpo", "prompts": 5, "budget_usd": 1.0}, "only one"),
+        ({"kind": "serve", "prompts": 5, "tokens_per_second": 0}, "speed must be above 0"),
+        ({"kind": "serve", "prompts": 5, "weight_bits": -8}, "bits must be above 0"),
+        ({"kind": "serve", "prompts": 5, "answer_tokens": -1}, "answer-tokens must be above 0"),
+        ({"kind": "serve", "prompts": 5, "cached_share": 1.0}, "cached"),
+        ({"kind": "serve", "prompts": 5, "tokens": 1e9}, "not for tokens"),
         ({"tokens": 1e9, "utilisation": 1.4}, "peak"),
         ({"tokens": 1e9, "tp": 5}, "Take a multiple|divide"),
         ({"tokens": 1e9, "kind": "distill"}, "teacher"),
@@ -293,10 +336,64 @@ def test_an_unknown_chip_gets_the_nearest_names() -> None:
         get("h10O")
 
 
-def test_a_price_without_a_date_is_refused(home: Any) -> None:
-    (home / "hardware.toml").write_text("[rtx4090]\nusd_per_hour = 0.4\n")
-    with pytest.raises(ShoalError, match="without a date"):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[rtx4090]\nusd_per_hour = 0.4\n", "without a date"),
+        ("[h100]\nusd_per_hour = 0.4\n", "without a date"),  # the catalogue's date is of another price
+        ("[electricity]\nusd_per_kwh = 0.1\n", "without a date"),
+        ("[currency]\nJPY = 150.0\n", "without a date"),
+        ("[currency]\ndate = '2026-11-26'\nJPY = 'many'\n", "no number"),
+        ("[h100]\nwatts = 'many'\n", "watts of the wrong type"),
+        ("[h100]\ncolour = 'green'\n", "unknown key colour"),
+        ("[mine]\nwatts = 3.0\n", "lacks match"),
+        ("[h100]\npeak = { bf17 = 1.0 }\n", "bf17"),
+        ("[h100]\npeak = { bf16 = 'x' }\n", "bf16"),
+        ("h100 = 3\n", "outside"),
+    ],
+)
+def test_prices_of_ones_own_that_cannot_be_used(home: Any, text: str, says: str) -> None:
+    (home / "hardware.toml").write_text(text)
+    with pytest.raises(ShoalError, match=says):
         hardware.catalogue()
+
+
+def test_a_price_of_ones_own_is_not_given_the_catalogues_source(home: Any) -> None:
+    (home / "hardware.toml").write_text("[h100]\nusd_per_hour = 1.0\ndate = '2026-11-26'\n")
+    price = plan(job(tokens=1e9)).price
+    assert price["date"] == "2026-11-26" and price["source"] == "your own hardware.toml"
+
+
+def test_what_no_device_can_mend_is_said_once() -> None:
+    with pytest.raises(UsageError, match="teacher"):
+        planner.compare(job(kind="distill", tokens=1e9), [get("h100"), get("h20")])
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [(b"{bad", "not JSON"), (b"\xff\xfe", "UTF-16"), (b"[]", "no JSON object"), (b"{}", "model_type")],
+)
+def test_a_damaged_config_json_is_named(tmp_path: Any, data: bytes, says: str) -> None:
+    (tmp_path / "config.json").write_bytes(data)
+    result = CliRunner().invoke(app, ["cost", "plan", str(tmp_path / "config.json"), "--tokens", "1G"])
+    assert isinstance(result.exception, ShoalError) and says in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["deepseek-v4", "--tokens", "1T"], "Nearest: deepseek-v3"),
+        (["llama-3.1-8b", "--tokens", "-5"], "tokens must be above 0"),
+        (["llama-3.1-8b", "--tokens", "1T", "--micro", "0.5"], "--micro must be at least 1"),
+        (["llama-3.1-8b", "--tokens", "1T", "--step", "0"], "--step must be at least 1"),
+        (["llama-3.1-8b", "--tokens", "1T", "--layout", "q3"], "--layout"),
+        (["llama-3.1-8b", "--budget", "5EUR"], "no rate for 'EUR'"),
+        (["--tokens", "1T"], "no model given"),
+    ],
+)
+def test_bad_options_say_what_would_work(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["cost", "plan", *arguments])
+    assert isinstance(result.exception, UsageError) and says in str(result.exception)
 
 
 def test_impossible_shapes_come_from_the_configuration() -> None:

@@ -43,6 +43,15 @@ def test_a_cached_model_needs_no_internet(home: Path) -> None:
     assert resolve("someone/tiny").samefile(snapshot)
 
 
+def test_a_configuration_fetched_for_a_plan_is_not_taken_for_the_model(home: Path) -> None:
+    snapshot = cached(home, "someone/huge")
+    (home / "hub").rename(home / "hub-configs")
+    found = hub.download("someone/huge", config_only=True)
+    assert found.samefile(home / "hub-configs" / snapshot.relative_to(home / "hub"))
+    with pytest.raises(ShoalError, match="cannot get someone/huge"):
+        hub.download("someone/huge")
+
+
 def test_offline_the_error_says_what_to_do() -> None:
     with pytest.raises(ShoalError, match="cannot get nobody/nothing-here from the hub") as caught:
         resolve("nobody/nothing-here")

@@ -73,11 +73,19 @@ _SIZES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12, "p": 1e15}
 
 def number(text: str, what: str) -> float:
     """`14.8T`, `300G`, `2e9` as a number."""
-    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kmgbtpKMGBTP]?)\s*", text)
+    found = re.fullmatch(r"\s*(-?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kmgbtpKMGBTP]?)\s*", text)
     try:
         return float(found[1]) * _SIZES[found[2].lower()] if found else float("x")
     except ValueError:
         raise UsageError(f"{what}: {text!r} is no number", hint="Write 14.8T, 300G, 2e9 or 1000.") from None
+
+
+def at_least_one(text: str | None, what: str) -> float:
+    """The number, 0 where nothing was asked."""
+    value = number(text, what) if text else 0.0
+    if text and value < 1:
+        raise UsageError(f"{what} must be at least 1, it is {text}", hint="Leave it out for the default.")
+    return value
 
 
 def dollars(text: str) -> float:
@@ -130,24 +138,21 @@ def read_config(model: str | None, changes: list[str]) -> tuple[str, ModelConfig
 
 
 def _config_of(model: str) -> ModelConfig:
+    from shoal.cost.runs import model_names
+    from shoal.model import registry
     from shoal.model.checkpoint import hub, load
     from shoal.model.config import ModelConfig
 
-    path = Path(model).expanduser()
+    path, names = Path(model).expanduser(), model_names()
     if path.is_file() and path.suffix == ".json":
-        return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    if hub.is_hub_name(model) and not path.exists():
-        try:  # the configuration alone: planning needs no weights
-            from huggingface_hub import hf_hub_download
-
-            return ModelConfig.from_folder(Path(hf_hub_download(model, "config.json")).parent)
-        except ShoalError:
-            raise
-        except Exception as error:
-            raise ShoalError(
-                f"cannot get the configuration of {model}: {type(error).__name__}",
-                hint="Fetch its config.json by other means and give that file.",
-            ) from error
+        return ModelConfig.from_file(path)
+    if not path.exists() and registry.find(model) is None:
+        if hub.is_hub_name(model):  # the configuration alone: planning needs no weights
+            return ModelConfig.from_folder(hub.download(model, config_only=True))
+        raise UsageError(
+            f"no model {model!r}: neither a known shape nor an installed model nor a path",
+            hint=f"Nearest: {', '.join(difflib.get_close_matches(model, names, cutoff=0.5) or names)}.",
+        )
     return load.read_config(load.resolve(model))
 
 
@@ -177,8 +182,8 @@ def make_job(options: dict[str, Any], device: Device) -> Job:
         "tokens": number(options["tokens"], "--tokens") if options["tokens"] else None,
         "budget_usd": dollars(options["budget"]) if options["budget"] else None,
         "budget_flops": number(options["flops"], "--flops") if options["flops"] else None,
-        "tokens_per_step": number(options["step"], "--step") if options["step"] else 0,
-        "micro_tokens": int(number(options["micro"], "--micro")) if options["micro"] else 0,
+        "tokens_per_step": at_least_one(options["step"], "--step"),
+        "micro_tokens": int(at_least_one(options["micro"], "--micro")),
         "teacher": read_config(teacher, [])[1] if teacher else None,
         **_layout(options["layout"]),
     }
@@ -334,10 +339,13 @@ def page(p: Plan, explain: bool = False) -> str:
         rows.append(("peak share", f"{u['value']:.1%} ({u['low']:.1%} to {u['high']:.1%}): {u['class']}, from "
                      f"{', '.join(u['rows'])}"))  # fmt: skip
     rows.append(("memory", f"{si(p.memory_total, 'B')} per device: {_parts(p.memory, 'B')}"))
+    if p.activations:
+        rows.append(("activations", f"done again {_parts(p.activations, 'B')}"))
     if p.memory_device is not None:
         rows.append(("fits", f"{'yes' if p.fits else 'NO'}, a device has {si(p.memory_device, 'B')}"))
     if p.communication:
         link = f"; {p.communication_seconds:.3g} s beside {p.step_seconds:.3g} s of work in a step"
+        link += f"; pipeline bubble {p.bubble:.1%}" if p.bubble else ""
         rows.append(("traffic", f"{_parts(p.communication, 'B')} per device and step{link}"))
     if p.serving:
         s = p.serving
@@ -404,6 +412,7 @@ def compare_command(
     micro: str | None = MICRO,
     mtp: bool = MTP,
     network: float = NETWORK,
+    teacher: str | None = TEACHER,
     prompts: int = PROMPTS,
     prompt_tokens: int = PROMPT_TOKENS,
     answer_tokens: int = ANSWER_TOKENS,
@@ -433,7 +442,7 @@ def compare_command(
     options |= {
         "budget_hours": hours, "diloco_steps": 0, "network_gb_per_second": network, "usd_per_hour": None,
         "price_date": "", "cached_share": 0.0, "tokens_per_second": speed, "weight_bits": bits, "muon": False,
-        "lora_rank": 16, "teacher": None, "samples": 8,
+        "lora_rank": 16, "samples": 8,
     }  # fmt: skip
     keys = [key.strip() for key in devices.split(",") if key.strip()]
     chosen = [catalogue().get(key) for key in keys] or [d for d in catalogue().devices if d.dense_flops]

@@ -129,7 +129,7 @@ def load_calibration() -> Calibration | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         values["decoding"] = [
-            Decoding(row["dtype"], tuple(row["dense"]), tuple(row["moe"]))
+            Decoding(**row | {"dense": tuple(row["dense"]), "moe": tuple(row["moe"])})
             for row in values.get("decoding", [])
         ]
         values["reads"] = [tuple(point) for point in values.get("reads", [])]

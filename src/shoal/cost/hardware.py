@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import tomllib
@@ -14,6 +15,13 @@ from shoal.files import read_text, shoal_home
 
 # Bits of the formats in `peak`, as the export rule and the byte counts need them.
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "fp4": 4}
+_TYPES = {
+    "str": (str,),
+    "float | None": (int, float),
+    "bool": (bool,),
+    "int": (int,),
+    "dict[str, float]": (dict,),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Catalogue:
         names = {_plain(n): d for d in self.devices for n in (d.key, d.title)}
         if wanted in names:
             return names[wanted]
-        near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.25)
+        near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
         keys = list(dict.fromkeys(names[n].key for n in near)) or [d.key for d in self.devices]
         raise UsageError(
             f"no device {text!r} in the catalogue",
@@ -112,22 +120,30 @@ def _entries(text: str, where: str) -> dict[str, Any]:
 
 
 def _device(key: str, value: dict[str, Any], where: Path) -> Device:
-    try:
-        device = Device(key=key, **value)
-    except TypeError as error:
+    kinds = {f.name: _TYPES[f.type] for f in dataclasses.fields(Device)}
+    faults = [f"lacks {name}" for name in ("match", "kind", "source") if name not in value]
+    faults += [f"has an unknown key {name}" for name in value if name not in kinds]
+    faults += [
+        f"has a {name} of the wrong type"
+        for name, v in value.items()
+        if type(v) not in kinds.get(name, (type(v),))
+    ]
+    if faults:
         raise ShoalError(
-            f"{where}: [{key}] {error}", hint="The form of an entry is shown in Shoal's own hardware.toml."
-        ) from error
-    if device.usd_per_hour is not None and not device.date:
-        raise ShoalError(
-            f"{where}: [{key}] has a price without a date",
-            hint='Add date = "YYYY-MM-DD": a price without its day says nothing.',
+            f"{where}: [{key}] {faults[0]}",
+            hint="The form of an entry is shown in Shoal's own hardware.toml.",
         )
-    if unknown := [name for name in device.peak if name not in BITS]:
+    device = Device(key=key, **value)
+    if unknown := [n for n, v in device.peak.items() if n not in BITS or type(v) not in (int, float)]:
         raise ShoalError(
-            f"{where}: [{key}] has a peak for {unknown[0]!r}", hint=f"Formats: {', '.join(BITS)}."
+            f"{where}: [{key}] has a peak that is no number or for no known format: {unknown[0]!r}",
+            hint=f"Formats: {', '.join(BITS)}; in TFLOP/s.",
         )
     return device
+
+
+def _is_price(key: str, value: dict[str, Any]) -> bool:
+    return key == "currency" or "usd_per_hour" in value or "usd_per_kwh" in value
 
 
 @functools.cache
@@ -139,18 +155,26 @@ def catalogue() -> Catalogue:
     own = shoal_home() / "hardware.toml"
     if own.exists():
         for key, value in _entries(read_text(own), str(own)).items():
+            if not isinstance(value, dict):
+                raise ShoalError(
+                    f"{own}: {key} stands outside of a [device]", hint="Write a [device] line above it."
+                )
+            if _is_price(key, value):  # it is not of the day and the place of the price below it
+                if not value.get("date"):
+                    raise ShoalError(
+                        f"{own}: [{key}] has a price without a date",
+                        hint='Add date = "YYYY-MM-DD": a price without its day says nothing.',
+                    )
+                value = {"source": f"your own {own.name}"} | value
             entries[key] = {**entries.get(key, {}), **value}
     power, rates = entries.pop("electricity"), entries.pop("currency")
     devices = tuple(_device(key, value, own) for key, value in entries.items())
-    return Catalogue(
-        devices,
-        float(power["usd_per_kwh"]),
-        str(power["date"]),
-        str(power["source"]),
-        {"USD": 1.0, **{k: float(v) for k, v in rates.items() if k.isupper()}},
-        str(rates["date"]),
-        str(rates["source"]),
-    )
+    try:
+        per_kwh, worth = float(power["usd_per_kwh"]), {k: float(v) for k, v in rates.items() if k.isupper()}
+    except (TypeError, ValueError) as error:
+        raise ShoalError(f"{own}: a rate is no number: {error}", hint="Write a plain number.") from error
+    return Catalogue(devices, per_kwh, str(power["date"]), str(power["source"]), {"USD": 1.0} | worth,
+                     str(rates["date"]), str(rates["source"]))  # fmt: skip
 
 
 def device_entry(device: str) -> Device | None:

@@ -7,6 +7,7 @@ Every figure is of the final run only (`LEFT_OUT` says what is not in it). Time 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,8 @@ class Plan:
     flops: float = 0
     utilisation: dict[str, Any] = field(default_factory=dict)
     memory: Parts = field(default_factory=dict)
+    activations: Parts = field(default_factory=dict)
+    """Bytes per device by what is done again: none, selective, full; `memory` holds the chosen one."""
     memory_total: float = 0
     memory_device: float | None = None
     fits: bool | None = None
@@ -141,10 +144,58 @@ class Plan:
         return values
 
 
+_ABOVE_ZERO = {  # field of a job -> the option that a person knows it by
+    "tokens": "tokens", "budget_usd": "budget", "budget_hours": "hours", "budget_flops": "flops",
+    "usd_per_hour": "price", "utilisation": "utilisation", "sequence": "sequence", "count": "count",
+    "samples": "samples", "prompt_tokens": "prompt-tokens", "answer_tokens": "answer-tokens",
+    "tokens_per_second": "speed", "weight_bits": "bits",
+}  # fmt: skip
+_NOT_BELOW_ZERO = {
+    "prompts": "prompts", "tokens_per_step": "step", "micro_tokens": "micro", "diloco_steps": "diloco",
+    "network_gb_per_second": "network",
+}  # fmt: skip
+
+
 def plan(job: Job) -> Plan:
     """Work the job out. Raises UsageError, with what would work, for what cannot be."""
     _check(job)
-    return _Planner(job).serve() if job.kind == "serve" else _Planner(job).train()
+    if job.kind == "serve":
+        return _Planner(job).serve()
+    if job.kind == "grpo" and not job.prompts:
+        return _grpo_within_budget(job)
+    return _Planner(job).train()
+
+
+def _grpo_within_budget(job: Job) -> Plan:
+    """As many prompts as the budget pays for: every figure of a GRPO run is proportional to them."""
+    free = dataclasses.replace(job, tokens=None, budget_usd=None, budget_hours=None, budget_flops=None)
+    one = plan(dataclasses.replace(free, prompts=1))
+    given = ((job.tokens, one.tokens), (job.budget_usd, one.usd), (job.budget_hours, one.hours),
+             (job.budget_flops, one.flops))  # fmt: skip
+    budget, each = next(pair for pair in given if pair[0] is not None)
+    assert budget is not None
+    if not each:
+        raise _no_price(job.device)
+    prompts = int(budget / each * (1 + 1e-9))
+    if not prompts:
+        raise UsageError(f"one prompt takes {each:.4g}, the budget is {budget:.4g}", hint="Give more of it.")
+    made = plan(dataclasses.replace(free, prompts=prompts))
+    made.steps.insert(0, f"prompts = {budget:.4g} / {each:.4g} of each prompt = {prompts:,}")
+    return made
+
+
+def _no_price(device: Device) -> UsageError:
+    return UsageError(
+        f"no price of {device.title} is known, so a sum of money buys an unknown time",
+        hint="Give one: --price 2.50 --price-date 2026-11-26.",
+    )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _check(job: Job) -> None:
@@ -154,24 +205,20 @@ def _check(job: Job) -> None:
 
     if job.kind not in KINDS:
         raise UsageError(f"unknown kind of job {job.kind!r}", hint=f"One of {', '.join(KINDS)}.")
-    for name in ("tokens", "budget_usd", "budget_hours", "budget_flops", "usd_per_hour", "utilisation"):
+    for name, option in (_ABOVE_ZERO | _NOT_BELOW_ZERO).items():
         value = getattr(job, name)
-        refuse(
-            value is not None and not 0 < value < 1e40,
-            f"{name.removeprefix('budget_')} must be above 0, it is {value:g}" if value is not None else "",
-            "Give a positive number, for example 1.5T, 300G or 2e9.",
-        )
+        if value is not None and not (0 < value < 1e40 or (value == 0 and name in _NOT_BELOW_ZERO)):
+            least = "above 0" if name in _ABOVE_ZERO else "0 or more"
+            refuse(True, f"{option} must be {least}, it is {value:g}", "Give a positive number.")
     refuse(
         job.utilisation is not None and job.utilisation > 1,
         f"a utilisation of {job.utilisation} is more than a device can do",
         "Give a share of the peak, for example 0.4.",
     )
-    refuse(job.sequence < 1, "a row needs at least 1 token", "Give --sequence 4096, for example.")
-    refuse(job.count < 1, "at least one device is needed", "Give --count 1 or more.")
     refuse(
-        job.usd_per_hour is not None and not job.price_date,
+        job.usd_per_hour is not None and not _is_date(job.price_date),
         "a price without a date says nothing a year later",
-        "Give its day too: --price-date 2026-11-26.",
+        "Give its day too, as --price-date 2026-11-26.",
     )
     refuse(job.stack not in ("tuned", "generic"), f"unknown stack {job.stack!r}", "tuned or generic.")
     refuse(
@@ -179,31 +226,34 @@ def _check(job: Job) -> None:
         f"unknown recomputation {job.recompute!r}",
         "none, selective or full.",
     )
-    refuse(job.states not in formulas.STATES, f"unknown {job.states!r}", f"{', '.join(formulas.STATES)}.")
+    refuse(
+        job.states not in formulas.STATES,
+        f"unknown optimiser states {job.states!r}",
+        f"One of {', '.join(formulas.STATES)}.",
+    )
     refuse(job.kind == "lora" and job.lora_rank < 1, "LoRA needs a rank of 1 or more", "--lora-rank 16")
     refuse(
         job.kind == "distill" and job.teacher is None,
         "distillation needs a teacher",
         "Name its shape: --teacher deepseek-v3.",
     )
-    refuse(
-        job.kind in ("grpo", "serve") and job.prompts < 1,
-        f"{job.kind} needs a number of prompts",
-        "Give --prompts, for serving per day.",
-    )
     refuse(not 0 <= job.cached_share < 1, "the cached share must be from 0 to below 1", "--cached 0.5")
-    if job.kind not in ("grpo", "serve"):
-        given = [x for x in (job.tokens, job.budget_usd, job.budget_hours, job.budget_flops) if x is not None]
+    given = [x for x in (job.tokens, job.budget_usd, job.budget_hours, job.budget_flops) if x is not None]
+    if job.kind == "serve":
+        refuse(not job.prompts, "serve needs a number of prompts a day", "For example --prompts 1000000.")
         refuse(
-            len(given) != 1,
-            "one of tokens and the budgets (money, hours, FLOPs) must be given, and only one",
-            "For example --tokens 15T, or --budget 100USD.",
+            given,
+            "a service is planned for its prompts a day, not for tokens or a budget",
+            "Give --prompts alone.",
         )
-    refuse(
-        job.device.dense_flops is None,
-        f"the peak of {job.device.title} is not known, so no time can be planned",
-        "Measure it there with `shoal cost calibrate`, or add `peak` in hardware.toml.",
-    )
+    else:
+        refuse(
+            len(given) + (job.kind == "grpo" and job.prompts > 0) != 1,
+            "one of tokens and the budgets (money, hours, FLOPs) must be given, and only one"
+            + (", or the prompts" if job.kind == "grpo" else ""),
+            "For example --tokens 15T, or --budget 100USD"
+            + (", or --prompts 8000." if job.kind == "grpo" else "."),
+        )
     job.layout.check(job.config)
 
 
@@ -211,7 +261,11 @@ class _Planner:
     def __init__(self, job: Job):
         self.job, self.c, self.device = job, job.config, job.device
         peak = job.device.dense_flops
-        assert peak is not None
+        if peak is None:
+            raise UsageError(
+                f"the peak of {job.device.title} is not known, so no time can be planned",
+                hint="Measure it there with `shoal cost calibrate`, or add `peak` in hardware.toml.",
+            )
         self.peak = peak
         self.plan = Plan(job.model, job.kind, job.device.title, job.count)
         self.plan.parameters = counts.parameters_total(self.c, mtp=job.mtp)
@@ -421,10 +475,7 @@ class _Planner:
             return tokens
         if job.budget_usd is not None:
             if not price["usd_per_hour"]:
-                raise UsageError(
-                    f"no price of {self.device.title} is known, so a sum of money buys an unknown time",
-                    hint="Give one: --price 2.50 --price-date 2026-11-26.",
-                )
+                raise _no_price(self.device)
             hours = job.budget_usd / price["usd_per_hour"]
             self.say(f"device-hours = {job.budget_usd:.4g} USD / {price['usd_per_hour']:.4g} = {hours:.5g}")
         else:
@@ -473,6 +524,8 @@ class _Planner:
     def _memory(self) -> None:
         p, job = self.plan, self.job
         p.memory = self._memory_of(job.layout, job.recompute)
+        again = ("none", "selective", "full") if self.c.uses_mla else ("none", "full")
+        p.activations = {how: self._memory_of(job.layout, how)["activations"] for how in again}
         if job.teacher is not None:
             p.memory["teacher"] = counts.parameters_total(job.teacher) * job.weight_bits / 8 / job.count
         experts = self.c.n_routed_experts or 1
@@ -510,6 +563,10 @@ class _Planner:
                 hint=f"{enough[0].upper()}{enough[1:]}{more}.",
             )
         if not p.fits:
+            least = min(p.activations, key=lambda how: p.activations[how], default="")
+            lean = p.memory_total - p.memory.get("activations", 0) + p.activations.get(least, 0)
+            if least and lean <= room:
+                enough = f"with --recompute {least} it would take {lean / 1e9:.4g} GB and fit"
             p.limited_by = "memory"
             p.limit = f"memory: {p.memory_total / 1e9:.4g} GB per device do not fit; {enough}"
 
@@ -664,6 +721,7 @@ def smallest_machines(need: Any) -> list[dict[str, Any]]:
 
 def compare(job: Job, devices: list[Device]) -> list[dict[str, Any]]:
     """The same job on other devices: time, money, energy, fit, link. One that cannot hold it says so in `problem`."""
+    _check(job)  # what no device could mend is said once
     rows = []
     for device in devices:
         row: dict[str, Any] = {"device": device.key, "name": device.title}

@@ -29,14 +29,16 @@ def _rate(link: Receipt, config: ModelConfig, sequence: int) -> tuple[float, flo
         return classes()["cpu"].value, link.peak_flops_per_second, "the measured peak, class cpu"
     moe = bool(config.n_routed_experts)
     name = class_name(counts.parameters_active(config), moe=moe, devices=link.processes, stack="generic")
-    return classes()[name].value, gpu.dense_flops, f"the data sheet's peak, class {name}"
+    rows = ", ".join(classes()[name].rows)
+    return classes()[name].value, gpu.dense_flops, f"the data sheet's peak, class {name} (from {rows})"
 
 
 def beside_receipts(receipt: Receipt, config: ModelConfig, sequence: int = 512) -> list[dict[str, Any]]:
     """One row per link of the chain: part -> (receipt's figure, planned figure or None).
 
-    FLOPs are planned from the tokens over rows of `sequence`; seconds from the receipt's FLOPs at a rate that the run
-    itself did not give (`_rate`); energy and money from the planned seconds.
+    FLOPs are planned from the tokens over rows of `sequence`; seconds from the receipt's FLOPs at the rate of `_rate`,
+    whose rows `basis` names: where the run is itself one of them, they prove nothing; energy and money from the planned
+    seconds.
     """
     rows = []
     for link in receipt.chain():

@@ -245,6 +245,11 @@ class ModelConfig:
             raise ShoalError(
                 f"no config.json in {folder}", hint="Give the folder of a Hugging Face checkpoint."
             )
+        return cls.from_file(path)
+
+    @classmethod
+    def from_file(cls, path: Path) -> ModelConfig:
+        """Read a `config.json` of any name. Raises ShoalError when it is not a JSON object in UTF-8."""
         try:
             values = json.loads(read_text(path))
         except json.JSONDecodeError as error:

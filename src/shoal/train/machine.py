@@ -32,7 +32,7 @@ def choose_device(wanted: str) -> str:
     if kind not in ("cpu", "cuda", "mps") or (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
         raise ShoalError(
             f"this machine has no device {wanted!r} that PyTorch can use",
-            hint="Use --run.device auto or cpu.",
+            hint="Use auto or cpu.",
         )
     return wanted
 

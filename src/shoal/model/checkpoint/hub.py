@@ -48,23 +48,27 @@ def _offline(name: str, why: str) -> ShoalError:
     )
 
 
-def download(name: str) -> Path:
-    """The local folder of a hub model; asks the hub only when neither cache has it.
+def download(name: str, *, config_only: bool = False) -> Path:
+    """The local folder of a hub model; asks the hub only when no cache has it.
 
-    Looks in the hub's ordinary cache first (models that other tools fetched), then in `$SHOAL_HOME/hub`. Raises
-    ShoalError that says what to do when there is no connection, no such model, or no permission.
+    Looks in the hub's ordinary cache first (models that other tools fetched), then in `$SHOAL_HOME/hub`. `config_only`
+    fetches config.json alone, into a cache of its own: beside weights it would look like a model whose weights are
+    lost. Raises ShoalError that says what to do when there is no connection, no such model, or no permission.
     """
     try:
         import huggingface_hub
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     except ImportError as error:
         raise _offline(name, "the package huggingface_hub is not installed") from error
-    own = shoal_home() / "hub"
-    for cache in (None, own):
+    caches: list[Path | None] = [None, shoal_home() / "hub"]
+    patterns = ALLOWED
+    if config_only:
+        caches, patterns = [*caches, shoal_home() / "hub-configs"], ["config.json"]
+    for cache in caches:
         try:
             found = Path(
                 huggingface_hub.snapshot_download(
-                    name, cache_dir=cache, allow_patterns=ALLOWED, local_files_only=True
+                    name, cache_dir=cache, allow_patterns=patterns, local_files_only=True
                 )
             )
         except Exception:  # the library raises many kinds; each only means "not in this cache"
@@ -72,7 +76,7 @@ def download(name: str) -> Path:
         if (found / "config.json").is_file():
             return found
     try:
-        return Path(huggingface_hub.snapshot_download(name, cache_dir=own, allow_patterns=ALLOWED))
+        return Path(huggingface_hub.snapshot_download(name, cache_dir=caches[-1], allow_patterns=patterns))
     except GatedRepoError as error:
         raise ShoalError(
             f"{name} is gated: its owners ask you to accept terms first",
