@@ -120,7 +120,7 @@ def _entries(text: str, where: str) -> dict[str, Any]:
 
 
 def _device(key: str, value: dict[str, Any], where: Path) -> Device:
-    kinds = {f.name: _TYPES[f.type] for f in dataclasses.fields(Device)}
+    kinds = {f.name: _TYPES[str(f.type)] for f in dataclasses.fields(Device)}
     faults = [f"lacks {name}" for name in ("match", "kind", "source") if name not in value]
     faults += [f"has an unknown key {name}" for name in value if name not in kinds]
     faults += [
