@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from shoal.engine.runner import Chunk
+from shoal.engine.runner import Chunk, DraftChunk
 from shoal.engine.torch_runner import TorchRunner
 from shoal.errors import ShoalError
 from shoal.model.checkpoint.save import Weights, save_checkpoint, save_gguf
@@ -59,7 +59,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def make_network(kind: str, seed: int = 7) -> CausalLM:
-    network = CausalLM(ModelConfig.from_dict(CONFIGS[kind])).eval()
+    mtp = kind.endswith("-mtp")
+    values = CONFIGS[kind.removesuffix("-mtp")] | {"num_nextn_predict_layers": int(mtp)}
+    network = CausalLM(ModelConfig.from_dict(values), mtp=mtp).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -319,6 +321,42 @@ def test_rolling_back_and_blocks_kept_elsewhere(folder: Callable[[str], Path]) -
     for block, contents in zip((10, 4, 8), kept, strict=True):
         again.write_block(block, contents)
     np.testing.assert_array_equal(again.run([Chunk(other, 30, [10, 4, 8], logits=8)]).logits[0], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_drafts_are_those_of_the_network_in_any_cutting_and_company(tmp_path: Path, threads: int) -> None:
+    """The MTP module, unquantised, against `TorchRunner`; the layers' own results are the same with and without it."""
+    network = make_network("v3-mtp")
+    save_checkpoint(tmp_path / "model", network)
+    source = open_source(tmp_path / "model")
+    torch_runner = TorchRunner(network, cache_positions=512, block_size=BLOCK)
+    runner = make_runner(load(source, "none", mtp=True), threads)
+    plain = make_runner(load(source, "none"))
+    assert runner.has_mtp and not plain.has_mtp and runner.block_bytes > plain.block_bytes
+    rows, tables = [random_ids(n, n) for n in (41, 9, 23, 60)], [[7, 3, 11], [1], [20, 21], [0, 2, 9, 5]]
+    expected = []
+    for ids, table in zip(rows, tables, strict=True):
+        torch_runner.run([Chunk(ids[:-1], 0, table)])
+        expected += torch_runner.draft([DraftChunk(ids[1:], 0, table, 4)])
+    for ids, table in zip(rows, tables, strict=True):  # alone, in pieces
+        cut = len(ids) // 3
+        for begin, end in ((0, cut), (cut, len(ids) - 1)):
+            found = runner.run([Chunk(ids[begin:end], begin, table, end - begin)]).logits[0]
+            np.testing.assert_array_equal(
+                found, plain.run([Chunk(ids[begin:end], begin, table, end - begin)]).logits[0]
+            )
+        assert runner.draft([DraftChunk(ids[1 : cut + 1], 0, table, 0)]) == [[]]
+        alone = runner.draft([DraftChunk(ids[cut + 1 :], cut, table, 4)])
+        assert alone == [expected[rows.index(ids)]]
+    counts = [4, 0, 1, 3]  # together, again, of different lengths
+    chunks = [
+        DraftChunk(ids[-2:], len(ids) - 3, t, n) for ids, t, n in zip(rows, tables, counts, strict=True)
+    ]
+    assert runner.draft(chunks) == [all[:n] for all, n in zip(expected, counts, strict=True)]
+    with pytest.raises(ValueError, match="no room"):
+        runner.draft([DraftChunk([1], 14, [1], 2)])
+    with pytest.raises(ValueError, match="no multi-token"):
+        plain.draft([DraftChunk([1], 0, [1], 1)])
 
 
 @pytest.mark.parametrize("chunk", [

@@ -33,8 +33,6 @@ class NativeRunner:
     """Runs packed weights. `cache_positions` is how many tokens the cache holds for all sequences together;
     `threads` bounds the cores it uses (default: those this process may use); how many a step takes is measured."""
 
-    has_mtp = False
-
     def __init__(
         self,
         weights: NativeWeights,
@@ -50,10 +48,12 @@ class NativeRunner:
         self.block_size, self.prefill_chunk = block_size, prefill_chunk
         self.cache_blocks = max(1, cache_positions // block_size)
         self.threads = threads or available_threads()
-        self._step = core.Step(_shape(config), self.cache_blocks, block_size, self.threads)
+        self.has_mtp = weights.plan.mtp
+        shape = _shape(config) | {"mtp": int(self.has_mtp)}
+        self._step = core.Step(shape, self.cache_blocks, block_size, self.threads)
         self._in = _describe(self._step, weights)
         self.block_bytes = self._step.cache_block_bytes
-        self.cache_layout = f"native-{core.LAYOUT}-f16-{block_size}"
+        self.cache_layout = f"native-{core.LAYOUT}-f16-{block_size}{'-mtp' * self.has_mtp}"
         self.token_bytes = weights.plan.token_bytes()
         self._adapters: dict[str, int] = {}
         self._next_adapter = 0
@@ -65,7 +65,7 @@ class NativeRunner:
 
     @threads.setter
     def threads(self, most: int) -> None:
-        self._choice = ThreadChoice(most)
+        self._choice, self._draft_choice = ThreadChoice(most), ThreadChoice(most)
 
     def run(self, chunks: Sequence[Chunk]) -> RunnerOutput:
         adapters = [-1 if chunk.adapter is None else self._adapter(chunk.adapter) for chunk in chunks]
@@ -96,13 +96,27 @@ class NativeRunner:
         return output
 
     def draft(self, chunks: Sequence[DraftChunk]) -> list[list[int]]:
-        raise ShoalError("this runner has no multi-token prediction module", hint="Use --runner torch.")
+        tokens = sum(len(chunk.token_ids) + max(0, chunk.count - 1) for chunk in chunks)
+        threads, began = self._draft_choice.threads(tokens), time.perf_counter()
+        drafts: list[list[int]] = self._step.draft(
+            [chunk.token_ids for chunk in chunks],
+            [chunk.start for chunk in chunks],
+            [chunk.block_table for chunk in chunks],
+            [chunk.count for chunk in chunks],
+            self.block_size,
+            threads,
+        )
+        self._draft_choice.took(tokens, time.perf_counter() - began)
+        return drafts
 
     def read_block(self, block: int) -> Bytes:
         return self._step.cache_block(block).copy()
 
     def write_block(self, block: int, contents: Any) -> None:
         self._step.cache_block(block)[:] = np.frombuffer(contents, np.uint8)
+
+    def copy_block(self, source: int, target: int) -> None:
+        self._step.cache_block(target)[:] = self._step.cache_block(source)
 
     # ---- adapters
 
@@ -237,7 +251,7 @@ def _describe(step: Any, weights: NativeWeights) -> list[list[tuple[str, ...]]]:
     ends["head"] = [weights.packed("head" if "head" in weights else "embedding")]
     step.set_ends(ends)
     grouped = []
-    for layer in range(config.num_hidden_layers):
+    for layer in range(config.num_hidden_layers + weights.plan.mtp):
         at = f"{layer}."
         values: dict[str, Any] = {
             "input_norm": weights.vector(f"{at}input_layernorm.weight"),
@@ -249,6 +263,9 @@ def _describe(step: Any, weights: NativeWeights) -> list[list[tuple[str, ...]]]:
             "q_a_norm": "q_a_layernorm.weight",
             "latent_norm": "kv_a_layernorm.weight",
             "router_bias": "router_bias",
+            "embedding_norm": "enorm",
+            "hidden_norm": "hnorm",
+            "output_norm": "shared_head.norm",
         }
         values |= {key: weights.vector(at + name) for key, name in optional.items() if at + name in weights}
         inner = ("q_proj", "q_a_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa")
@@ -268,6 +285,8 @@ def _describe(step: Any, weights: NativeWeights) -> list[list[tuple[str, ...]]]:
         ):
             if at + name in weights:
                 values[name] = weights.packed(at + name)
+        if f"{at}eh_proj" in weights:
+            values["join"] = weights.packed(f"{at}eh_proj")
         step.set_layer(layer, values)
     return grouped
 

@@ -76,12 +76,14 @@ class Weight:
 
 
 class Plan:
-    """Every weight of a model by name ("embedding", "3.q_proj", ...), and how its numbers are got from a source."""
+    """Every weight of a model by name ("embedding", "3.q_proj", ...), and how its numbers are got from a source.
 
-    def __init__(self, source: Source, quant: Quant | None = None):
-        self.source, self.config = source, source.config
+    `mtp`: also the first multi-token prediction module, as the layer behind the network's."""
+
+    def __init__(self, source: Source, quant: Quant | None = None, mtp: bool = False):
+        self.source, self.config, self.mtp = source, source.config, mtp
         self.quant: Quant | None = quant or (None if isinstance(source, GgufSource) else "8")
-        self.shapes = parameter_shapes(self.config)
+        self.shapes = parameter_shapes(self.config, mtp=mtp)
         self.weights: dict[str, Weight] = {}
         self.nbytes = 0
         self._plan()
@@ -94,9 +96,13 @@ class Plan:
         if not config.tie_word_embeddings:
             self._matrix("head", HEAD, wide=True)
         self._vector("norm", "model.norm.weight")
-        for layer in range(config.num_hidden_layers):
+        for layer in range(config.num_hidden_layers + self.mtp):
             prefix, at = f"model.layers.{layer}.", f"{layer}."
             attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+            if layer == config.num_hidden_layers:
+                for name in ("enorm", "hnorm", "shared_head.norm"):
+                    self._vector(at + name, f"{prefix}{name}.weight")
+                self._matrix(f"{at}eh_proj", f"{prefix}eh_proj.weight")
             for parameter in self.shapes:
                 if parameter.startswith((attention, f"{prefix}input", f"{prefix}post")) and (
                     "norm" in parameter or parameter.endswith(".bias")
@@ -399,20 +405,26 @@ def aligned(data: Bytes) -> Bytes:
 
 
 def load(
-    source: Source, quant: Quant | None = None, progress: Callable[[int, int], None] | None = None
+    source: Source,
+    quant: Quant | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    mtp: bool = False,
 ) -> NativeWeights:
     """The packed weights of a model, from the cache on the disk where they lie there.
 
     quant: "8" or "4" bits for weights stored as plain floats, "none" to keep them; None: 8 for safetensors, GGUF as
-    it is. Raises ShoalError for files that do not fit their configuration.
+    it is. mtp: with the multi-token prediction module, where the files have it. Raises ShoalError for files that do
+    not fit their configuration.
     """
-    findings = source.check(mtp=False)
+    mtp = mtp and source.has_mtp
+    findings = source.check(mtp=mtp)
     if problems := findings.problems(source.config, source.path):
         raise ShoalError(
             f"{source.path} does not fit its configuration:\n" + "\n".join(f"- {line}" for line in problems),
             hint="If the names look right, the download is incomplete: fetch it again.",
         )
-    plan = Plan(source, quant)
+    plan = Plan(source, quant, mtp)
     if all(weight.format in ("F32", "BF16", "vector") for weight in plan.weights.values()):
         return NativeWeights(plan, _packed(plan, progress))  # nothing was quantised: nothing to keep
     header = _header(plan)

@@ -98,6 +98,10 @@ class Runner(Protocol):
         """Fill a cache block with what `read_block` gave, `block_bytes` of it."""
         ...
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Fill a cache block with what another one holds."""
+        ...
+
     def load_adapter(self, name: str, factors: Mapping[str, tuple[Any, Any, float]]) -> None:
         """Let chunks ask for this adapter, until a later call of the same name: {module: (A, B, scale)} adds
         scale * B A to a matrix (model/checkpoint/adapter_files.py); arrays in numpy, or in what the runner is made of,

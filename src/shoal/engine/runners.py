@@ -82,7 +82,7 @@ class RunnerChoice:
         if choice.runner == "native":
             from shoal.engine import native_runner, native_weights
 
-            weights = native_weights.load(open_source(path), choice.quant, progress)
+            weights = native_weights.load(open_source(path), choice.quant, progress, mtp=mtp)
             positions = cache_positions(free_bytes(), _NATIVE_CACHE_BYTES)
             return native_runner.NativeRunner(weights, cache_positions=positions), weights.plan.summary()
         from shoal.engine import torch_runner

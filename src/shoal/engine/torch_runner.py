@@ -417,6 +417,12 @@ class TorchRunner:
             at += size
 
     @torch.inference_mode()
+    def copy_block(self, source: int, target: int) -> None:
+        for tensor in self.cache.tensors():
+            blocks = tensor.unflatten(0, (-1, self.block_size))
+            blocks[target] = blocks[source]
+
+    @torch.inference_mode()
     def refresh_weights(self, tensors: Mapping[str, Any]) -> None:
         own = self.network.state_dict()
         for name, value in tensors.items():

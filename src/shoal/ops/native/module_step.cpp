@@ -104,7 +104,7 @@ struct PyStep {
 
     void set_layer(int index, const nb::dict& values) {
         const Shape& p = step.shape();
-        need(index >= 0 && index < p.layers, "no such layer");
+        need(index >= 0 && index < p.layers + p.mtp, "no such layer");
         Layer& l = step.layers[size_t(index)];
         vector(values, "input_norm", p.hidden, l.input_norm);
         vector(values, "post_norm", p.hidden, l.post_norm);
@@ -138,6 +138,12 @@ struct PyStep {
             l.experts = mlp(values, "experts", p.experts);
         }
         need(l.dense.exists() || l.experts.exists(), "a layer needs a feed-forward network");
+        if (index < p.layers) return;
+        vector(values, "embedding_norm", p.hidden, l.embedding_norm);
+        vector(values, "hidden_norm", p.hidden, l.hidden_norm);
+        vector(values, "output_norm", p.hidden, l.output_norm);
+        l.join = stack(nb::cast<Packed>(values["join"]), alive).first;
+        checked(l.join, p.hidden, 2 * p.hidden, "join");
     }
 
     void set_ends(const nb::dict& values) {
@@ -148,25 +154,50 @@ struct PyStep {
         vector(values, "norm", p.hidden, step.final_norm);
     }
 
-    nb::tuple run(const nb::list& tokens, const nb::list& starts, const nb::list& tables, const nb::list& logits, const nb::list& adapters,
-                  bool hidden, bool routing, int block_size, int threads) {
+    std::vector<Sequence> sequences(const nb::list& tokens, const nb::list& starts, const nb::list& tables, int block_size) {
         const Shape& p = step.shape();
         size_t count = nb::len(tokens);
-        need(nb::len(starts) == count && nb::len(tables) == count && nb::len(logits) == count && nb::len(adapters) == count,
-             "the lists have different lengths");
+        need(nb::len(starts) == count && nb::len(tables) == count, "the lists have different lengths");
         std::vector<Sequence> batch(count);
-        size_t rows = 0, total = 0;
         for (size_t i = 0; i < count; i++) {
             Sequence& s = batch[i];
             s.tokens = integers(tokens[i]);
             s.table = integers(tables[i]);
             s.start = nb::cast<int>(starts[i]);
-            s.logits = nb::cast<int>(logits[i]);
-            s.adapter = nb::cast<int>(adapters[i]);
-            need(!s.tokens.empty() && s.start >= 0 && s.logits >= 0 && size_t(s.logits) <= s.tokens.size(), "a chunk is empty or asks too much");
+            need(!s.tokens.empty() && s.start >= 0, "a chunk is empty");
             for (int32_t id : s.tokens) need(id >= 0 && id < p.vocab, "a token id is outside of the vocabulary");
             need(s.table.size() * size_t(block_size) >= size_t(s.start) + s.tokens.size(), "a block table is too short");
             for (int32_t block : s.table) need(block >= 0 && block < step.cache_blocks(), "no such cache block");
+        }
+        return batch;
+    }
+
+    std::vector<std::vector<int32_t>> draft(const nb::list& tokens, const nb::list& starts, const nb::list& tables, const std::vector<int>& counts,
+                                            int block_size, int threads) {
+        need(step.shape().mtp > 0, "there is no multi-token prediction module");
+        std::vector<Sequence> batch = sequences(tokens, starts, tables, block_size);
+        need(counts.size() == batch.size(), "the lists have different lengths");
+        for (size_t i = 0; i < batch.size(); i++) {
+            const Sequence& s = batch[i];
+            need(counts[i] >= 0 && s.table.size() * size_t(block_size) >= size_t(s.start) + s.tokens.size() + size_t(counts[i]),
+                 "a block table has no room for the drafts");
+        }
+        nb::gil_scoped_release release;
+        return step.draft(std::move(batch), counts, threads);
+    }
+
+    nb::tuple run(const nb::list& tokens, const nb::list& starts, const nb::list& tables, const nb::list& logits, const nb::list& adapters,
+                  bool hidden, bool routing, int block_size, int threads) {
+        const Shape& p = step.shape();
+        size_t count = nb::len(tokens);
+        need(nb::len(logits) == count && nb::len(adapters) == count, "the lists have different lengths");
+        std::vector<Sequence> batch = sequences(tokens, starts, tables, block_size);
+        size_t rows = 0, total = 0;
+        for (size_t i = 0; i < count; i++) {
+            Sequence& s = batch[i];
+            s.logits = nb::cast<int>(logits[i]);
+            s.adapter = nb::cast<int>(adapters[i]);
+            need(s.logits >= 0 && size_t(s.logits) <= s.tokens.size(), "a chunk asks too much");
             rows += size_t(s.logits);
             total += s.tokens.size();
         }
@@ -211,8 +242,9 @@ Shape shape_of(const nb::dict& d) {
     read(d, "experts_per_token", p.experts_per_token), read(d, "groups", p.groups), read(d, "kept_groups", p.kept_groups);
     read(d, "interleaved", p.interleaved), read(d, "sigmoid", p.sigmoid), read(d, "normalise", p.normalise), read(d, "two_best", p.two_best);
     read(d, "eps", p.eps), read(d, "scale", p.scale), read(d, "rope_factor", p.rope_factor), read(d, "routed_scale", p.routed_scale);
-    read(d, "frequencies", p.frequencies);
+    read(d, "frequencies", p.frequencies), read(d, "mtp", p.mtp);
     need(p.hidden > 0 && p.heads > 0 && p.vocab > 0 && p.layers > 0 && p.rope > 0, "sizes must be positive");
+    need(p.mtp == 0 || p.mtp == 1, "one multi-token prediction module at most");
     need(p.latent > 0 || (p.kv_heads > 0 && p.heads % p.kv_heads == 0 && p.head_dim == p.rope), "heads do not fit");
     need(p.frequencies.size() == size_t(p.rope / 2) && p.rope % 2 == 0, "frequencies do not fit");
     need(p.experts_per_token <= p.experts && p.groups > 0 && p.experts % p.groups == 0, "experts do not fit");
@@ -235,6 +267,8 @@ void bind_step(nb::module_& m) {
         .def("remove_adapter", &PyStep::remove_adapter, "adapter"_a)
         .def("run", &PyStep::run, "tokens"_a, "starts"_a, "tables"_a, "logits"_a, "adapters"_a, "hidden"_a, "routing"_a, "block_size"_a,
              "threads"_a, "(logits [rows, V], hidden [rows, D] or None, routing [tokens, MoE layers, K] or None)")
+        .def("draft", &PyStep::draft, "tokens"_a, "starts"_a, "tables"_a, "counts"_a, "block_size"_a, "threads"_a,
+             "Greedy drafts of the multi-token prediction module, counts[i] tokens for sequence i.")
         .def_prop_ro("max_threads", [](const PyStep& s) { return s.step.max_threads(); })
         .def_prop_ro("cache_block_bytes", [](const PyStep& s) { return s.step.cache_block_bytes(); })
         .def("cache_block", [](nb::handle_t<PyStep> self, int block) {

@@ -47,9 +47,10 @@ void* Scratch::bytes(size_t size) {
 }
 
 Step::Step(Shape shape, int cache_blocks, int block_size, int max_threads)
-    : layers(size_t(shape.layers)), shape_(std::move(shape)), pool_(max_threads), cache_blocks_(cache_blocks), block_size_(block_size) {
+    : layers(size_t(shape.layers + shape.mtp)), shape_(std::move(shape)), pool_(max_threads), cache_blocks_(cache_blocks), block_size_(block_size) {
     KvCache one = cache(0);
-    cache_block_bytes_ = size_t(shape_.layers) * (size_t(one.kv_heads) * block_size_ * (one.k_dim + one.v_dim)) * sizeof(half);
+    size_t row = layers.size() * size_t(one.kv_heads) * size_t(one.k_dim + one.v_dim) + size_t(shape_.mtp) * size_t(shape_.hidden);
+    cache_block_bytes_ = size_t(block_size_) * row * sizeof(half);
     cache_ = static_cast<uint8_t*>(huge_alloc(cache_block_bytes_ * size_t(cache_blocks)));
     if (!cache_) throw std::bad_alloc();
     for (int i = 0; i < pool_.max_threads(); i++) own_.push_back(std::make_unique<Scratch[]>(kSlots));
@@ -58,7 +59,7 @@ Step::Step(Shape shape, int cache_blocks, int block_size, int max_threads)
 Step::~Step() { huge_free(cache_, cache_block_bytes_ * size_t(cache_blocks_)); }
 
 int Step::moe_layers() const {
-    return int(std::count_if(layers.begin(), layers.end(), [](const Layer& l) { return l.experts.exists(); }));
+    return int(std::count_if(layers.begin(), layers.begin() + shape_.layers, [](const Layer& l) { return l.experts.exists(); }));
 }
 
 KvCache Step::cache(int layer) const {
@@ -70,7 +71,15 @@ KvCache Step::cache(int layer) const {
     ptrdiff_t keys = ptrdiff_t(c.kv_heads) * block_size_ * c.k_dim, values = ptrdiff_t(c.kv_heads) * block_size_ * c.v_dim;
     c.k = reinterpret_cast<half*>(cache_) + layer * (keys + values);
     c.v = c.k + keys;
-    c.k_stride = c.v_stride = shape_.layers * (keys + values);
+    c.k_stride = c.v_stride = ptrdiff_t(cache_block_bytes_ / sizeof(half));
+    return c;
+}
+
+KvCache Step::hidden_cache() const {
+    KvCache c = cache(int(layers.size()));  // where another layer's keys would be
+    c.v = c.k;
+    c.k = nullptr;
+    c.kv_heads = 1, c.k_dim = 0, c.v_dim = shape_.hidden;
     return c;
 }
 
@@ -91,13 +100,13 @@ const LowRank* Step::update(int adapter, int layer, Product product, int index) 
 // rows, tokens or heads. A barrier stands wherever one thread reads what another has written.
 class Forward {
 public:
-    Forward(Step& step, const std::vector<Sequence>& batch, Results results);
+    Forward(Step& step, const std::vector<Sequence>& batch, Results results, bool drafts = false);
     void operator()(Worker& w);
 
 private:
     enum Slot {
         Residual, In, Angles, Rotated, AttentionOut, Projected, Normed, Input, HeadInput, GateUp, Hidden, HiddenInput, SharedInput, SharedOut,
-        Scores, Gathered, GatheredFloats, LowRankInner, LowRankOuter, Count
+        Scores, Gathered, GatheredFloats, LowRankInner, LowRankOuter, Joined, Count
     };
     static_assert(Count <= kSlots);
 
@@ -110,13 +119,15 @@ private:
 
     std::vector<Cut> cut_attention(const Worker& w) const;
     void begin(Worker& w);
+    void join(Worker& w, const Layer& l);
     void gqa(Worker& w, const Layer& l, int layer);
     void mla(Worker& w, const Layer& l, int layer);
     void attend(Worker& w, int layer, const float* q, int key_dim, float* out, int value_dim);
     void dense(Worker& w, const Layer& l, int layer);
     void moe(Worker& w, const Layer& l, int layer);
     void choose(float* scores, const float* bias, int32_t* ids, float* weights) const;
-    void end(Worker& w);
+    void keep_hidden(Worker& w, const float* norm);
+    void end(Worker& w, const float* norm);
 
     Activations prepare(Worker& w, Slot slot, Slot floats, const float* x, ptrdiff_t ldx, int rows, int cols, const float* norm, float eps,
                         bool quantised, const int* pick = nullptr);
@@ -135,6 +146,7 @@ private:
     const Kernels& k_;
     const std::vector<Sequence>& batch_;
     Results results_;
+    bool drafts_;  // the MTP module instead of the layers
     int tokens_ = 0, moe_layers_ = 0;
     std::vector<int> moe_place_;  // of each layer among those with experts
     std::vector<Token> token_;
@@ -144,8 +156,8 @@ private:
     std::vector<std::vector<Cut>> cuts_;
 };
 
-Forward::Forward(Step& step, const std::vector<Sequence>& batch, Results results)
-    : s_(step), shape_(step.shape_), k_(kernels()), batch_(batch), results_(results) {
+Forward::Forward(Step& step, const std::vector<Sequence>& batch, Results results, bool drafts)
+    : s_(step), shape_(step.shape_), k_(kernels()), batch_(batch), results_(results), drafts_(drafts) {
     for (const Layer& l : step.layers) {
         moe_place_.push_back(moe_layers_);
         moe_layers_ += l.experts.exists();
@@ -189,6 +201,10 @@ Forward::Forward(Step& step, const std::vector<Sequence>& batch, Results results
         rotated = size_t(p.heads) * size_t(p.latent + p.rope);
     }
     size_t width = size_t(p.hidden);
+    if (drafts_) {
+        input = std::max(input, acts(tokens, 2 * p.hidden));
+        s_.shared_[Joined].floats(tokens * 2 * width);
+    }
     s_.shared_[Residual].floats(tokens * width);
     s_.shared_[In].floats(tokens * in);
     s_.shared_[Angles].floats(tokens * size_t(p.rope));
@@ -211,7 +227,9 @@ Forward::Forward(Step& step, const std::vector<Sequence>& batch, Results results
 
 void Forward::operator()(Worker& w) {
     begin(w);
-    for (int layer = 0; layer < shape_.layers; layer++) {
+    const int first = drafts_ ? shape_.layers : 0, last = drafts_ ? first + 1 : shape_.layers;
+    if (drafts_) join(w, s_.layers[size_t(first)]);
+    for (int layer = first; layer < last; layer++) {
         const Layer& l = s_.layers[size_t(layer)];
         if (shape_.latent) {
             mla(w, l, layer);
@@ -224,7 +242,9 @@ void Forward::operator()(Worker& w) {
             dense(w, l, layer);
         }
     }
-    end(w);
+    const float* norm = drafts_ ? s_.layers[size_t(first)].output_norm : s_.final_norm;
+    if (shape_.mtp) keep_hidden(w, norm);
+    end(w, norm);
 }
 
 // Embeddings, and the angles of every position.
@@ -243,6 +263,42 @@ void Forward::begin(Worker& w) {
     }
     cuts_[size_t(w.index)] = cut_attention(w);
     w.barrier();
+}
+
+// The MTP module's input (DeepSeek-V3, section 2.2), the embedding first, as released weights have it.
+void Forward::join(Worker& w, const Layer& l) {
+    const int width = shape_.hidden;
+    const KvCache hidden = s_.hidden_cache();
+    for (int t = w.begin(tokens_); t < w.end(tokens_); t++) {
+        auto [sequence, position] = token_[size_t(t)];
+        const int32_t block = batch_[size_t(sequence)].table[size_t(position / hidden.block_size)];
+        const half* kept = hidden.v + block * hidden.v_block() + ptrdiff_t(position % hidden.block_size) * width;
+        float* row = shared(Joined) + ptrdiff_t(t) * 2 * width;
+        k_.rmsnorm(shared(Residual) + ptrdiff_t(t) * width, l.embedding_norm, shape_.eps, width, row);
+        for (int d = 0; d < width; d++) row[width + d] = from_half(kept[d]);
+        k_.rmsnorm(row + width, l.hidden_norm, shape_.eps, width, row + width);
+    }
+    w.barrier();
+    Activations x = prepare(w, Input, Normed, shared(Joined), 2 * width, tokens_, 2 * width, nullptr, 0, is_quantised(l.join.format));
+    k_.matmul(l.join, x, tokens_, shared(Residual), width, w.begin(l.join.blocks()), w.end(l.join.blocks()));
+    w.barrier();
+}
+
+// The normed hidden states into the cache, for the MTP module to read: of every position, or, when it drafts itself, of
+// its last one as that of the next.
+void Forward::keep_hidden(Worker& w, const float* norm) {
+    const int rows = drafts_ ? int(wanted_.size()) : tokens_;
+    const KvCache hidden = s_.hidden_cache();
+    float* normed = own(w, Normed).floats(size_t(shape_.hidden));
+    for (int i = w.begin(rows); i < w.end(rows); i++) {
+        const int t = drafts_ ? wanted_[size_t(i)] : i;
+        auto [sequence, position] = token_[size_t(t)];
+        const std::vector<int32_t>& table = batch_[size_t(sequence)].table;
+        position += drafts_;
+        if (position >= int(table.size()) * hidden.block_size) continue;
+        k_.rmsnorm(shared(Residual) + ptrdiff_t(t) * shape_.hidden, norm, shape_.eps, shape_.hidden, normed);
+        k_.store(hidden, table.data(), position, nullptr, normed);
+    }
 }
 
 // The inputs of a product: rows of x (those picked, else all), normed where there is a norm, quantised where its weights
@@ -557,10 +613,10 @@ void Forward::moe(Worker& w, const Layer& l, int layer) {
     for (int t = alone ? 0 : w.begin(tokens_); t < (alone ? tokens_ : w.end(tokens_)); t++)
         choose(scores + ptrdiff_t(t) * p.experts, l.router_bias, ids + t * k, weights + t * k);
     if (!alone) w.barrier();
-    int place = moe_place_[size_t(layer)];
+    int place = moe_place_[size_t(layer)], places = s_.moe_layers();
     if (results_.routing)
         for (int t = w.begin(tokens_); t < w.end(tokens_); t++)
-            std::memcpy(results_.routing + (ptrdiff_t(t) * moe_layers_ + place) * k, ids + t * k, size_t(k) * sizeof(int32_t));
+            std::memcpy(results_.routing + (ptrdiff_t(t) * places + place) * k, ids + t * k, size_t(k) * sizeof(int32_t));
 
     // Slots: the (token, expert) pairs by expert, tokens ascending.
     std::vector<int> begin(size_t(p.experts) + 1), slot_of(size_t(slots), 0), token_of(size_t(slots), 0);
@@ -633,10 +689,10 @@ void Forward::moe(Worker& w, const Layer& l, int layer) {
 }
 
 // The final norm and the head, for the rows that are wanted.
-void Forward::end(Worker& w) {
+void Forward::end(Worker& w, const float* norm) {
     int rows = int(wanted_.size());
     if (rows == 0) return;
-    Activations x = prepare(w, Input, Normed, shared(Residual), shape_.hidden, rows, shape_.hidden, s_.final_norm, shape_.eps,
+    Activations x = prepare(w, Input, Normed, shared(Residual), shape_.hidden, rows, shape_.hidden, norm, shape_.eps,
                             s_.head.quantised(), wanted_.data());
     if (results_.hidden)
         for (int i = w.begin(rows); i < w.end(rows); i++)
@@ -653,6 +709,35 @@ void Forward::end(Worker& w) {
 void Step::run(const std::vector<Sequence>& batch, Results results, int threads) {
     Forward forward(*this, batch, results);
     pool_.run(threads, [&](Worker& w) { forward(w); });
+}
+
+std::vector<std::vector<int32_t>> Step::draft(std::vector<Sequence> batch, const std::vector<int>& counts, int threads) {
+    std::vector<std::vector<int32_t>> drafts(batch.size());
+    std::vector<size_t> who(batch.size());
+    std::vector<float> logits;
+    for (size_t i = 0; i < batch.size(); i++) who[i] = i, batch[i].logits = counts[i] > 0;
+    while (!batch.empty()) {
+        logits.resize(batch.size() * size_t(shape_.vocab));
+        Results results;
+        results.logits = logits.data();
+        Forward forward(*this, batch, results, true);
+        pool_.run(threads, [&](Worker& w) { forward(w); });
+        std::vector<Sequence> next;
+        std::vector<size_t> next_who;
+        const float* row = logits.data();
+        for (size_t i = 0; i < batch.size(); i++) {
+            if (!batch[i].logits) continue;
+            std::vector<int32_t>& said = drafts[who[i]];
+            said.push_back(kernels().argmax(row, shape_.vocab));
+            row += shape_.vocab;
+            if (int(said.size()) == counts[who[i]]) continue;
+            next.push_back({{said.back()}, batch[i].table, batch[i].start + int(batch[i].tokens.size()), 1});
+            next_who.push_back(who[i]);
+        }
+        batch = std::move(next);
+        who = std::move(next_who);
+    }
+    return drafts;
 }
 
 }  // namespace shoal

@@ -59,12 +59,16 @@ struct Layer {
     Mlp experts;
     Matrix router;        // F32 [experts, D]
     const float* router_bias = nullptr;
+    // Multi-token prediction: what comes before and behind the layer itself.
+    const float *embedding_norm = nullptr, *hidden_norm = nullptr, *output_norm = nullptr;
+    Matrix join;          // [normed embedding ; normed hidden state] -> D
 };
 
 struct Shape {
     int hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, layers = 0;
     int latent = 0, rope = 0, nope = 0, value = 0, q_rank = 0;  // MLA where latent > 0; GQA: rope = head_dim
     int experts = 0, experts_per_token = 0, groups = 1, kept_groups = 1;
+    int mtp = 0;  // 1: behind the layers stands a multi-token prediction module
     bool interleaved = false, sigmoid = false, normalise = false, two_best = false;
     float eps = 1e-6f, scale = 1.0f, rope_factor = 1.0f, routed_scale = 1.0f;
     std::vector<float> frequencies;  // radians per position, [rope / 2]
@@ -124,11 +128,14 @@ public:
 
     // Runs the sequences on `threads` threads.
     void run(const std::vector<Sequence>& batch, Results results, int threads);
+    // The tokens of a sequence here are those behind its positions; the MTP module reads them beside what `run` left in
+    // the cache, then drafts counts[i] greedy tokens, fed with its own output.
+    std::vector<std::vector<int32_t>> draft(std::vector<Sequence> batch, const std::vector<int>& counts, int threads);
 
     const Shape& shape() const { return shape_; }
     int max_threads() const { return pool_.max_threads(); }
     int moe_layers() const;
-    // A cache block holds all layers: [layer][keys, values].
+    // A cache block holds all layers: [layer][keys, values]; with MTP also its layer, and the final hidden states.
     size_t cache_block_bytes() const { return cache_block_bytes_; }
     uint8_t* cache_block(int block) { return cache_ + size_t(block) * cache_block_bytes_; }
     int cache_blocks() const { return cache_blocks_; }
@@ -136,6 +143,7 @@ public:
 private:
     friend class Forward;
     KvCache cache(int layer) const;
+    KvCache hidden_cache() const;  // values only: the normed hidden state of each position
     const LowRank* update(int adapter, int layer, Product product, int index) const;
 
     Shape shape_;
