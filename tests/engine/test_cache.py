@@ -122,3 +122,27 @@ def test_forgetting_leaves_nothing_to_find_and_loses_no_block() -> None:
     pool.release(used)
     pool.allocate(used, 6)
     assert sorted(used) == list(range(6))
+
+
+def test_parts_are_found_by_the_longest_same_beginning_until_they_are_evicted() -> None:
+    pool = BlockPool(12, 4)
+    tables: list[list[int]] = [[], [], []]
+    for table, tokens in zip(tables, ([1, 2, 3, 4], [1, 2, 5], [9]), strict=True):
+        pool.allocate(table, 1)
+        pool.register(table[0], str(tokens).encode(), b"before", tokens)
+    blocks = [table[0] for table in tables]
+    assert pool.find_part(b"before", [1, 2, 3, 9]) == (blocks[0], 3)
+    assert pool.find_part(b"before", [1, 2, 5, 6]) == (blocks[1], 3)
+    assert pool.find_part(b"before", [2]) == (-1, 0) == pool.find_part(b"other", [1, 2])
+    fillers: list[int] = []
+    pool.allocate(fillers, 7)
+    for block in fillers:
+        pool.register(block, str(block).encode())
+    for table in (*tables, fillers):
+        pool.release(table)
+    assert pool.find_part(b"before", [1, 2, 3]) == (blocks[0], 3)  # and is now the last that was used
+    new: list[int] = []
+    pool.allocate(new, 4)
+    assert pool.find_part(b"before", [1, 2, 5]) == (blocks[0], 2) and pool.evictions == 8
+    pool.forget()
+    assert pool.find_part(b"before", [1, 2, 3]) == (-1, 0) and pool.free == 8

@@ -63,7 +63,7 @@ def test_a_prompt_of_2000_tokens_shared_by_50_requests_is_computed_once(
     torch.manual_seed(3)
     network = CausalLM(ModelConfig.from_dict(CONFIGS["gqa"] | {"max_position_embeddings": 4096})).eval()
     engine = new_engine(network, positions=24576, block_size=16, max_num_seqs=8)
-    system, owns = some_ids(2000, 1), [some_ids(5 + i % 7, i) for i in range(50)]
+    system, owns = some_ids(2000, 1), [[i, *some_ids(4 + i % 7, i)] for i in range(50)]
     handles = [
         engine.submit(Request(system + own, GREEDY)) for own in owns
     ]  # all at once: nobody finds it ready
@@ -78,21 +78,39 @@ def test_a_prompt_of_2000_tokens_shared_by_50_requests_is_computed_once(
 
 def test_the_next_turn_finds_the_answer_too(network: CausalLM, new_engine: Callable[..., Engine]) -> None:
     engine, prompt = new_engine(network), some_ids(37, 2)
-    said, _ = ask(engine, prompt, SamplingParams(temperature=0, max_tokens=20))
+    said, _ = ask(engine, prompt, SamplingParams(temperature=0, max_tokens=18))
     _, end = ask(engine, [*prompt, *said, 5, 6])
-    assert end.usage.cached_tokens == (37 + 19) // 8 * 8  # the last token's place was never computed
+    assert end.usage.cached_tokens == 37 + 17  # the last token's place was never computed
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 63, 64, 65])
-def test_a_hit_changes_no_answer_and_never_covers_the_last_token(
+def test_a_hit_changes_no_answer_and_covers_all_but_the_last_token(
     network: CausalLM, new_engine: Callable[..., Engine], length: int
 ) -> None:
     engine, prompt = new_engine(network), some_ids(length, 4)
     cold, first = ask(engine, prompt)
     warm, second = ask(engine, prompt)
-    assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, (length - 1) // 8 * 8)
-    assert second.usage.computed_tokens == length - second.usage.cached_tokens + 5
+    assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, length - 1)
+    assert second.usage.computed_tokens == 1 + 5
     assert warm == cold
+
+
+@pytest.mark.parametrize("same", [3, 8, 13, 30, 39])
+@pytest.mark.parametrize("answered", [1, 6])
+def test_a_block_is_copied_as_far_as_it_is_the_same(
+    network: CausalLM, new_engine: Callable[..., Engine], same: int, answered: int
+) -> None:
+    """Whether it was full when its request ended or not; the one it is copied from stays what it was."""
+    engine, one = new_engine(network), some_ids(40, 4)
+    other = one[:same] + [(token + 1) % 384 for token in one[same:]] + [7, 8]
+    params = SamplingParams(temperature=0, max_tokens=answered)
+    cold = ask(new_engine(network), other, params)[0]
+    first, _ = ask(engine, one, params)
+    warm, end = ask(engine, other, params)
+    assert end.usage.cached_tokens == same and warm == cold
+    again, end = ask(engine, one, params)
+    assert end.usage.cached_tokens == 39 and again == first
+    assert engine.stats().cache_blocks_free == engine.stats().cache_blocks
 
 
 def test_progress_tells_what_was_cached(gqa_network: CausalLM, new_engine: Callable[..., Engine]) -> None:
@@ -119,7 +137,7 @@ def test_another_salt_shares_nothing(gqa_network: CausalLM, new_engine: Callable
     ask(engine, prompt, salt="alice")
     assert ask(engine, prompt, salt="bob")[1].usage.cached_tokens == 0
     assert ask(engine, prompt)[1].usage.cached_tokens == 0
-    assert ask(engine, prompt, salt="alice")[1].usage.cached_tokens == 56
+    assert ask(engine, prompt, salt="alice")[1].usage.cached_tokens == 59
 
 
 def test_new_weights_find_nothing_of_the_old(
@@ -133,7 +151,7 @@ def test_new_weights_find_nothing_of_the_old(
     engine.refresh_weights(new)
     said, end = ask(engine, prompt)
     assert end.usage.cached_tokens == 0 and said == greedy(network, prompt, 6)[0]
-    assert ask(engine, prompt)[1].usage.cached_tokens == 56
+    assert ask(engine, prompt)[1].usage.cached_tokens == 59
 
 
 # ---- bounds

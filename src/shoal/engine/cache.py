@@ -5,7 +5,9 @@ Counts blocks; the memory itself is the runner's.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 
+_LOOKED_AT = 64  # blocks behind the same prefix, the newest, that are compared with a prompt token by token
 _EVICT_TOGETHER = 8  # neighbours mostly (a sequence's own tail), so that what takes their place lies together
 
 
@@ -18,7 +20,8 @@ class BlockPool:
 
     A full block can be registered under a key (`prefix.py`): any sequence with the same key may then share it, read
     only. When its last user leaves it is idle: it counts as free, and is evicted, the least recently used first, when
-    no other block is left.
+    no other block is left. Registered with its tokens, full or not, it can also be found by a part of them, to be
+    copied.
     """
 
     def __init__(self, count: int, block_size: int):
@@ -27,6 +30,10 @@ class BlockPool:
         self._users = [0] * count
         self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
+        self._behind: dict[
+            bytes, dict[int, Sequence[int]]
+        ] = {}  # key of the block before -> block -> its tokens
+        self._before: dict[int, bytes] = {}
         self._idle: dict[int, None] = {}  # registered, without users; the least recently used first
         self.evictions = 0
 
@@ -81,18 +88,36 @@ class BlockPool:
         else:
             table.append(block)
 
-    def register(self, block: int, key: bytes) -> None:
-        """This block's contents are what `key` stands for, and final. Harmless when either is registered already."""
+    def register(self, block: int, key: bytes, before: bytes = b"", token_ids: Sequence[int] = ()) -> None:
+        """This block's contents are what `key` stands for, and final: these tokens behind the block called `before`.
+        Harmless when either is registered already."""
         if block not in self._key_of and key not in self._block_of:
             self._block_of[key], self._key_of[block] = block, key
+            if token_ids:
+                self._behind.setdefault(before, {})[block], self._before[block] = token_ids, before
+
+    def find_part(self, before: bytes, token_ids: Sequence[int]) -> tuple[int, int]:
+        """(block, n): the one whose first n tokens behind `before` are these, n as large as can be; -1, 0: none."""
+        best, most = -1, 0
+        for block, held in list(self._behind.get(before, {}).items())[-_LOOKED_AT:]:
+            same = 0
+            for mine, theirs in zip(token_ids, held, strict=False):
+                if mine != theirs:
+                    break
+                same += 1
+            if same > most:
+                best, most = block, same
+        if best in self._idle:  # used now
+            self._idle[best] = self._idle.pop(best)
+        return best, most
 
     def forget(self) -> None:
         """Drop all keys: nothing computed so far will be shared any more."""
         for block in self._idle:
             bisect.insort(self._free, block)
         self._idle.clear()
-        self._block_of.clear()
-        self._key_of.clear()
+        for names in (self._block_of, self._key_of, self._behind, self._before):
+            names.clear()
 
     def _leave(self, block: int) -> None:
         self._users[block] -= 1
@@ -107,6 +132,10 @@ class BlockPool:
         for block in list(self._idle)[:blocks]:
             del self._idle[block]
             del self._block_of[self._key_of.pop(block)]
+            if (before := self._before.pop(block, None)) is not None:
+                del self._behind[before][block]
+                if not self._behind[before]:
+                    del self._behind[before]
             bisect.insort(self._free, block)
             self.evictions += 1
 

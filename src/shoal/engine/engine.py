@@ -284,6 +284,7 @@ class Engine:
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             restore=self._restore,
+            copy=self.runner.copy_block,
         )
 
     def _restore(self, key: bytes, block: int) -> bool:

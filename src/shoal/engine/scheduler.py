@@ -5,8 +5,9 @@ step's token budget reads prompts, shared evenly between them so that a short pr
 When the cache runs out, the youngest sequence gives its blocks back and is computed again later (preemption by
 recompute).
 
-What another sequence has computed already is taken over block by block (`cache.py`, `prefix.py`). Of sequences that
-stand at the same place of the same prompt only the first goes on; the others wait for its blocks.
+What another sequence has computed already is taken over block by block (`cache.py`, `prefix.py`), and of the first
+block that differs, the tokens up to there are copied. Of sequences that stand at the same place of the same prompt only
+the first goes on; the others wait for its blocks.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class Sequence:
             self._keys.append(block_key(before, self.token_ids[here : here + size]))
         return self._keys[block]
 
+    def key_before(self, block: int, size: int) -> bytes | None:
+        """The key of the one before its block number `block`, or what its chain begins with."""
+        return self.key(block - 1, size) if block else self.root
+
     @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be sampled; 1 while decoding."""
@@ -88,7 +93,8 @@ class Scheduler:
 
     `prefill_beside_decodes` bounds the prompt tokens of a step in which others decode: it is what a new prompt may
     cost the readers of running answers, per token. `restore(key, block)` may fill a cache block from elsewhere
-    (a disk) with what the key stands for, and says whether it did.
+    (a disk) with what the key stands for, and says whether it did. `copy(block, to)` copies the contents of a cache
+    block; without it only whole blocks are taken over.
     """
 
     def __init__(
@@ -99,12 +105,13 @@ class Scheduler:
         max_num_batched_tokens: int,
         prefill_beside_decodes: int | None = None,
         restore: Callable[[bytes, int], bool] = lambda key, block: False,
+        copy: Callable[[int, int], None] | None = None,
     ):
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs + 1)
         self.prefill_beside_decodes = max(1, prefill_beside_decodes or max_num_batched_tokens // 4)
-        self._restore = restore
+        self._restore, self._copy = restore, copy
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -119,28 +126,38 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence.status is SequenceStatus.WAITING:
             self.waiting.remove(sequence)
-        self.pool.release(sequence.block_table)
+        self._release(sequence)
         sequence.status = SequenceStatus.FINISHED
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's blocks; it waits at the head of the queue and will be computed again."""
         self.running.remove(sequence)
-        self.pool.release(sequence.block_table)
+        self._release(sequence)
         sequence.processed = sequence._registered = 0
         sequence.status = SequenceStatus.WAITING
         self.waiting.appendleft(sequence)
         sequence.preemptions += 1
         self.preemptions += 1
 
+    def _release(self, sequence: Sequence) -> None:
+        """Give its blocks back. What stands in the last, partly filled one may still be copied."""
+        size, place = self.pool.block_size, sequence._registered
+        before, rest = sequence.key_before(place, size), sequence.token_ids[place * size : sequence.processed]
+        if self._copy and before is not None and rest and place < len(sequence.block_table):
+            self.pool.register(sequence.block_table[place], block_key(before, rest), before, rest)
+        self.pool.release(sequence.block_table)
+
     def advance(self, sequence: Sequence, tokens: int) -> None:
         """The next `tokens` tokens stand in the cache for good: blocks that became full may be shared from now on."""
         sequence.processed += tokens
         size = self.pool.block_size
         while (sequence._registered + 1) * size <= sequence.processed:
-            key = sequence.key(sequence._registered, size)
-            if key is None:
+            place = sequence._registered
+            key, before = sequence.key(place, size), sequence.key_before(place, size)
+            if key is None or before is None:
                 break
-            self.pool.register(sequence.block_table[sequence._registered], key)
+            held = sequence.token_ids[place * size : (place + 1) * size]
+            self.pool.register(sequence.block_table[place], key, before, held)
             sequence._registered += 1
         sequence._reached = max(sequence._reached, sequence.processed)
 
@@ -232,9 +249,27 @@ class Scheduler:
                 self.pool.share(table, block, place)
             elif not (place < len(table) and self._restore(key, table[place])):
                 return
-            end = sequence.processed + size
-            sequence.cached += max(0, min(end, sequence.prompt_tokens) - sequence._reached)
-            self.advance(sequence, size)
+            self._hit(sequence, size)
+
+    def _copy_part(self, sequence: Sequence) -> None:
+        """Of the block that it must compute next, copy the beginning that somebody else had too."""
+        size = self.pool.block_size
+        place, inside = divmod(sequence.processed, size)
+        before = sequence.key_before(place, size)
+        if self._copy is None or before is None or inside:
+            return
+        end = min(sequence.processed + size, len(sequence.token_ids) - 1)  # the last one's logits are needed
+        wanted = sequence.token_ids[sequence.processed : end]
+        block, tokens = self.pool.find_part(before, wanted)
+        if tokens:
+            self._copy(block, sequence.block_table[place])
+            self._hit(sequence, tokens)
+
+    def _hit(self, sequence: Sequence, tokens: int) -> None:
+        """Its next `tokens` tokens stand in the cache without having been computed for it."""
+        end = min(sequence.processed + tokens, sequence.prompt_tokens)
+        sequence.cached += max(0, end - sequence._reached)
+        self.advance(sequence, tokens)
 
     def _first_of_each(self, prefills: list[Sequence]) -> list[Sequence]:
         """The prompts to read on in this step: of those whose next block is the same, the first to come."""
@@ -244,6 +279,7 @@ class Scheduler:
             place = sequence.processed // size
             wanted = self._next_key(sequence, place)
             if wanted is None or sequence.processed % size or wanted not in claimed:
+                self._copy_part(sequence)
                 first.append(sequence)
             if key := sequence.key(place, size):
                 claimed.add(key)
