@@ -22,12 +22,16 @@ def command(
         help="Folders, GGUF files, hub names or installed models; default: all installed.",
     ),
     host: str = typer.Option(
-        "127.0.0.1", help="Address to listen on; any but this machine's own needs --api-key."
+        "127.0.0.1", help="Address to listen on; any but this machine's own needs users or --api-key."
     ),
     port: int = typer.Option(None, min=0, max=65535, help="Default: 8000, or the next free one."),
     api_key: str = typer.Option(
         None, envvar="SHOAL_API_KEY", help="Ask clients for this key; 'auto' makes one and shows it once."
     ),
+    tls_cert: Path = typer.Option(
+        None, metavar="FILE", help="Speak HTTPS with this certificate (PEM, its chain behind it)."
+    ),
+    tls_key: Path = typer.Option(None, metavar="FILE", help="The certificate's private key (PEM)."),
     open_page: bool = typer.Option(False, "--open", help="Open the chat page in the browser."),
     allowed_host: list[str] = typer.Option(
         [], help="Another Host name this server answers to (behind a proxy)."
@@ -74,13 +78,15 @@ def command(
 ) -> None:
     """Serve the OpenAI / DeepSeek API and the chat page.
 
-    Prints one line with the address when it listens; Ctrl+C stops it.
+    Prints one line with the address when it listens; Ctrl+C stops it. People sign in as soon as there are users:
+    shoal users add NAME --admin.
 
     \b
     Examples:
       shoal serve --open
       shoal serve nano ./runs/nano/checkpoint --port 8080
       shoal serve model.gguf --host 0.0.0.0 --api-key auto
+      shoal serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
       curl http://127.0.0.1:8000/v1/models
     """
     import json
@@ -90,8 +96,9 @@ def command(
 
     from shoal.engine.runners import RunnerChoice
     from shoal.files import shoal_home
+    from shoal.serve.accounts import users_in
     from shoal.serve.app import create_app
-    from shoal.serve.listener import Server, bind, url_of
+    from shoal.serve.listener import Server, bind, tls_context, url_of
     from shoal.serve.models import ModelTable
     from shoal.serve.settings import LOCAL_OWNER, ServerSettings, hash_key
     from shoal.serve.store import Store
@@ -104,6 +111,16 @@ def command(
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("httpx", "httpcore"):  # they would tell each address that is asked
         logging.getLogger(name).setLevel(logging.WARNING)
+    place = shoal_home() / "chats.sqlite"
+    has_users = users_in(place)
+    if has_users and api_key:
+        raise UsageError("people sign in on this server, so there is no key for all",
+                         hint="Start without --api-key and SHOAL_API_KEY; each user makes keys on the page, or"
+                         " shoal users key NAME.")  # fmt: skip
+    if bool(tls_cert) != bool(tls_key):
+        raise UsageError(
+            "--tls-cert and --tls-key belong together", hint="Give both, or neither for plain HTTP."
+        )
     if api_key == "auto":
         api_key = secrets.token_urlsafe(24)
         typer.echo(f"API key (shown once): {api_key}", err=True)
@@ -114,12 +131,14 @@ def command(
         cors_origins=tuple(cors_origin),
         strict=strict,
     )
-    if not settings.local and len(api_key or "") < MIN_KEY_CHARACTERS:
+    if not settings.local and not has_users and len(api_key or "") < MIN_KEY_CHARACTERS:
         raise UsageError(
             f"listening on {host} would let everyone in the network use this server",
-            hint=f"Give --api-key auto (or a key of at least {MIN_KEY_CHARACTERS} characters), or listen on 127.0.0.1."
-            " Put a TLS proxy before it where the network is not yours: keys travel readable over plain HTTP.",
+            hint="Make users (shoal users add NAME --admin), or give --api-key auto (or a key of at least"
+            f" {MIN_KEY_CHARACTERS} characters), or listen on 127.0.0.1. Give --tls-cert and --tls-key where the"
+            " network is not yours: passwords and keys travel readable over plain HTTP.",
         )
+    tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
     file = upstreams or shoal_home() / FILE_NAME
     behind = read_upstreams(file) if upstreams is not None or file.is_file() else None
     if import_folder is not None and not import_folder.is_dir():
@@ -147,19 +166,20 @@ def command(
     )
     sock = bind(host, port)
     try:
-        app = create_app(settings, table, Store(shoal_home() / "chats.sqlite"))
+        app = create_app(settings, table, Store(place))
     except BaseException:
         sock.close()
         raise
-    url = url_of(sock)
+    url = url_of(sock, tls=tls is not None)
 
     def ready() -> None:
         behind_names = ", ".join(each.name for each in behind.upstreams) if behind else ""
         line = f"shoal serves {', '.join(table.names()) or f'the models of {behind_names}'} at {url}"
         if not settings.local:
             typer.echo(
-                f"listening on {sock.getsockname()[0]}: whoever reaches this machine and has the key may use it;"
-                " keys and chats travel readable over plain HTTP",
+                f"listening on {sock.getsockname()[0]}: whoever reaches this machine and has"
+                f" {'an account' if has_users else 'the key'} may use it"
+                + ("" if tls else "; passwords, keys and chats travel readable over plain HTTP"),
                 err=True,
             )
         print(json.dumps({"url": url, "models": table.names()}) if as_json else line, flush=True)
@@ -169,7 +189,7 @@ def command(
             webbrowser.open(url)
 
     # Running answers end with the engines, so that Ctrl+C does not wait for the longest of them.
-    Server(app, on_ready=ready, on_stop=table.close, drain_seconds=drain).run([sock])
+    Server(app, on_ready=ready, on_stop=table.close, drain_seconds=drain, tls=tls).run([sock])
 
 
 class Opener:

@@ -16,6 +16,7 @@ import time
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from shoal.errors import ShoalError
@@ -341,6 +342,17 @@ class Accounts(Database):
             (before if before is not None else 2**62, limit),
         )
         return [dict(row) for row in rows]
+
+
+def users_in(place: Path) -> bool:
+    """Whether people sign in on a server with this file; the file is not made if it is not there."""
+    if not place.is_file():
+        return False
+    accounts = Accounts(place)
+    try:
+        return accounts.on
+    finally:
+        accounts.close()
 
 
 def today() -> str:

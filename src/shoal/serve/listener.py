@@ -13,8 +13,10 @@ import math
 import secrets
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -63,11 +65,43 @@ def _in_use(error: OSError) -> bool:
     return error.errno in (errno.EADDRINUSE, errno.EACCES)
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, *, tls: bool = False) -> str:
     """The address a person on this machine opens."""
     host, port = sock.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{name}:{port}"
+    return f"http{'s' if tls else ''}://{name}:{port}"
+
+
+def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 and 1.3 with a certificate (its chain behind it in the same file) and its key, both PEM; ShoalError."""
+    for path, mark, what in (
+        (certificate, b"-----BEGIN CERTIFICATE-----", "certificate"),
+        (key, b"PRIVATE KEY-----", "private key"),
+    ):
+        try:
+            found = mark in path.read_bytes()
+        except OSError as error:
+            raise ShoalError(f"cannot read the {what} {path}: {error.strerror or error}") from error
+        if not found:
+            raise ShoalError(
+                f"{path} holds no {what} in PEM form",
+                hint="PEM is text with lines like '-----BEGIN ...-----'; openssl converts other forms.",
+            )
+
+    def password() -> str:
+        raise ShoalError(
+            f"the key in {key} is encrypted", hint="openssl pkey -in KEY -out PLAIN.pem takes that off."
+        )
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key, password=password)
+    except ssl.SSLError as error:
+        matches = error.reason != "KEY_VALUES_MISMATCH"
+        what = f"cannot use {certificate} with {key}" if matches else f"{key} is not the key of {certificate}"
+        raise ShoalError(f"{what}: {error.reason or error}") from error
+    return context
 
 
 class Protocol(H11Protocol):
@@ -173,7 +207,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, *, on_ready: Callable[[], None] = lambda: None,
-                 on_stop: Callable[[], None] = lambda: None, drain_seconds: float = 0.0):  # fmt: skip
+                 on_stop: Callable[[], None] = lambda: None, drain_seconds: float = 0.0,
+                 tls: ssl.SSLContext | None = None):  # fmt: skip
         super().__init__(
             uvicorn.Config(
                 app,
@@ -196,6 +231,9 @@ class Server(uvicorn.Server):
             logging.getLogger(name).addHandler(logging.NullHandler())
             logging.getLogger(name).propagate = False
 
+        if tls is not None:
+            self.config.load()
+            self.config.ssl = tls
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
