@@ -9,7 +9,7 @@ import traceback
 import typer
 
 import shoal
-from shoal.cli import bench, chat, convert, cost, data, info, models, serve, train, tune
+from shoal.cli import backup, bench, chat, convert, cost, data, info, models, serve, train, tune, users
 from shoal.cli import eval as eval_command
 from shoal.errors import ShoalError
 
@@ -52,6 +52,9 @@ app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(cost.app, name="cost")
 app.add_typer(tune.app, name="tune")
+app.add_typer(users.app, name="users")
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 
 
 def run() -> None:

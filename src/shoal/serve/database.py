@@ -143,7 +143,7 @@ class Database:
                 os.chmod(self.place, 0o600)
             self._migrate()
         except sqlite3.DatabaseError as error:
-            if _is_full(error):
+            if is_full(error):
                 raise DiskFull from error
             raise ShoalError(f"cannot open the chats in {path}: {error}",
                              hint="Move the file away to start with an empty one, or take a backup: shoal restore FILE"
@@ -179,7 +179,7 @@ class Database:
             except BaseException as error:
                 if self._db.in_transaction:  # SQLite itself rolls back for some errors
                     self._db.execute("ROLLBACK")
-                if _is_full(error):
+                if is_full(error):
                     raise DiskFull from error
                 raise
 
@@ -196,7 +196,7 @@ def schema_version(db: sqlite3.Connection) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
     return (
         isinstance(error, sqlite3.Error)
         and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
