@@ -8,6 +8,7 @@ same events. A server that is killed leaves the text: at the next start the stor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,7 @@ from shoal.errors import ShoalError
 from shoal.serve import answers
 from shoal.serve.answers import Part
 from shoal.serve.caller import check_limits, counted
+from shoal.serve.database import DiskFull
 from shoal.serve.errors import ApiError
 from shoal.serve.metrics import Metrics
 from shoal.serve.models import ModelTable, Slot
@@ -33,9 +35,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("shoal.serve")
 
+NOT_STORED = (
+    "The disk is full: this answer is only in the server's memory. It is stored as soon as there is room; copy it if the"
+    " server is to be stopped before."
+)
 RETAIN_SECONDS = 120.0
 """Events of a chat stay readable for so long after its last answer ended."""
 FLUSH_SECONDS = 1.0
+STORE_AGAIN_SECONDS = 5.0
+"""An answer that the disk did not take is kept in memory and tried again."""
 MAX_RUNNING = 16
 """Answers of one owner at once."""
 SAMPLING = (
@@ -55,6 +63,7 @@ class Job:
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     status: str = "queued"
+    error: str | None = None
     handle: Handle | None = None
     task: asyncio.Task[None] | None = None
     stopped: bool = False
@@ -75,7 +84,8 @@ class Job:
 
     def live(self) -> dict[str, Any]:
         """The fields of the message as they are now."""
-        return {"content": "".join(self.content), "reasoning": "".join(self.reasoning), "status": self.status}
+        texts = {"content": "".join(self.content), "reasoning": "".join(self.reasoning)}
+        return texts | {"status": self.status, "error": self.error}
 
 
 class Channel:
@@ -235,21 +245,34 @@ class Generations:
         job.thought()
         job.status = final["status"]
         fields = job.live() | {"thinking_seconds": job.thinking_seconds} | final
-        try:
-            store = self.store.of(message_id)
-            await asyncio.to_thread(store.update_message, job.owner, message_id, **fields)
-            whole = await asyncio.to_thread(store.message, job.owner, job.chat_id, message_id)
-        except Exception as fault:  # the disk is full, say: the reader still gets the answer
-            log.error("message %s is not stored: %s", message_id, type(fault).__name__)
-            whole = None
-        whole = whole or job.message | fields
-        if job.status == "error":
+        whole = await self._stored(channel, job, fields) or job.message | fields
+        if final["status"] == "error":
             channel.put({"type": "error", "message": message_id, "error": final.get("error") or "failed"})
         else:
             channel.put({"type": "done", "message": whole})
         channel.jobs.pop(message_id, None)
         channel.idle_since = time.monotonic()
         channel.wake()
+
+    async def _stored(self, channel: Channel, job: Job, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """The finished message as it is stored now. While the disk is full, readers are told once and see the text from
+        memory; it is stored as soon as there is room."""
+        message_id = job.message["id"]
+        store = self.store.of(message_id)
+        while True:
+            try:
+                await asyncio.to_thread(store.update_message, job.owner, message_id, **fields)
+                return await asyncio.to_thread(store.message, job.owner, job.chat_id, message_id)
+            except DiskFull:
+                if job.error is None:
+                    log.error("message %s is not stored yet: the disk is full", message_id)
+                    job.status, job.error = "error", NOT_STORED
+                    channel.put({"type": "error", "message": message_id, "error": job.error})
+                with contextlib.suppress(asyncio.CancelledError):  # stopping ends an answer, not its storing
+                    await asyncio.sleep(STORE_AGAIN_SECONDS)
+            except Exception as fault:
+                log.error("message %s is not stored: %s", message_id, type(fault).__name__)
+                return None
 
     async def _loaded(self, channel: Channel, job: Job, slot: Slot) -> Opened:
         """The model; while it loads, readers see the bytes. An upstream's has nothing to load."""
@@ -390,7 +413,8 @@ class Generations:
             if pieces != stored:
                 stored = pieces
                 store = self.store.of(job.message["id"])
-                await asyncio.to_thread(store.update_message, job.owner, job.message["id"], **job.live())
+                with contextlib.suppress(DiskFull):  # tried again; the end of the answer tells people
+                    await asyncio.to_thread(store.update_message, job.owner, job.message["id"], **job.live())
 
 
 def _added(before: dict[str, Any] | None, now: dict[str, Any], *names: str) -> dict[str, Any]:
