@@ -160,6 +160,9 @@ def test_reinforcement_learning_within_a_budget() -> None:
     asked: dict[str, Any] = {"kind": "grpo", "samples": 8, "prompt_tokens": 256, "answer_tokens": 1024}
     one = plan(job("smollm2-360m", prompts=1000, **asked))
     assert one.usd is not None and one.tokens == 1000 * 8 * 1280
+    assert any("rows of 1,280" in step for step in one.steps)
+    config = runs.known_model("smollm2-360m")
+    assert one.memory["logits"] == 1280 * config.vocab_size * 6  # a micro-batch is one such row
     budgets = {
         "tokens": one.tokens,
         "budget_usd": one.usd,

@@ -86,6 +86,11 @@ class Job:
     """Serving: a measured decoding step of one reader (this machine's calibration), instead of the data sheet's."""
 
     @property
+    def row(self) -> int:
+        """Tokens of a trained row."""
+        return self.prompt_tokens + self.answer_tokens if self.kind == "grpo" else self.sequence
+
+    @property
     def layout(self) -> Layout:
         sharding = "hybrid" if self.sharding == "auto" else self.sharding
         plain = Layout(self.count, self.tp, self.pp, 1, sharding)
@@ -283,7 +288,7 @@ class _Planner:
             self.say(f"FLOPs per token, {name}: {value:.4g}")
         useful = sum(v for k, v in p.flops_per_token.items() if k != "recomputation")
         again = 1 + p.flops_per_token.get("recomputation", 0.0) / useful if job.recompute == "full" else 1.0
-        rows = f"rows of {job.sequence:,}, causal, active experts only"
+        rows = f"rows of {job.row:,}, causal, active experts only"
         self.say(f"FLOPs per trained token without recomputation: {useful:.5g} ({rows})")
         rate = self.peak * chosen.value / again
         self._communicate(useful, rate)
@@ -361,7 +366,7 @@ class _Planner:
         job = self.job
         parts = formulas.training_parts(
             self.c,
-            job.prompt_tokens + job.answer_tokens if job.kind == "grpo" else job.sequence,
+            job.row,
             mtp=job.mtp,
             lora_rank=job.lora_rank if job.kind == "lora" else 0,
             recompute=job.recompute,
@@ -373,7 +378,7 @@ class _Planner:
         return parts
 
     def _micro_tokens(self) -> int:
-        return self.job.micro_tokens or self.job.sequence
+        return self.job.micro_tokens or self.job.row
 
     def _tokens_per_step(self) -> float:
         """What was asked, else half a million or what one row per data-parallel rank needs."""
@@ -466,7 +471,7 @@ class _Planner:
         """The tokens asked for, or those that the budget buys."""
         job = self.job
         if job.kind == "grpo":
-            return float(job.prompts * job.samples * (job.prompt_tokens + job.answer_tokens))
+            return float(job.prompts * job.samples * job.row)
         if job.tokens is not None:
             return job.tokens
         if job.budget_flops is not None:
