@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from shoal.errors import UsageError
+from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel
@@ -35,15 +37,22 @@ def command(
         metavar="URL",
         help="Ask an OpenAI-compatible server; MODEL is its name there, or - for the first.",
     ),
-    n: int = typer.Option(
-        200, "--n", min=1, help="Questions per family and language, spread over the levels."
+    n: int | None = typer.Option(
+        None,
+        "--n",
+        min=1,
+        help="Questions per family and language, spread over the levels (default 200); --text: the first so many.",
     ),
     language: str | None = typer.Option(None, metavar="en|ja", help="Default: both."),
     level: str = typer.Option("1-5", metavar="N|N-M", help="Levels 1 (easy) to 5."),
     thinking: str | None = typer.Option(
         None, metavar="off|on|both", help="Default: both if the model can think, else off."
     ),
-    split: str = typer.Option("test", metavar="validation|test", help="Which held-out questions."),
+    split: str | None = typer.Option(
+        None,
+        metavar="validation|test",
+        help="Which held-out questions (default: test); --text with validation: only what training holds out of it.",
+    ),
     seed: int = typer.Option(0, help="Which of them."),
     runner: str = typer.Option(
         "auto", help="native (quantised, CPUs), torch, or auto: native where it is built and can be used."
@@ -51,7 +60,23 @@ def command(
     quant: str | None = typer.Option(
         None, metavar="8|4|none", help="Bits of native weights; default: a GGUF file's own, else 8."
     ),
+    dtype: str | None = typer.Option(
+        None, metavar="float32|bfloat16|float16", help="torch: what it computes in."
+    ),
     device: str = typer.Option("cpu", help="cpu, cuda or mps."),
+    text: list[str] | None = typer.Option(
+        None,
+        metavar="FILE|FOLDER",
+        help="bpb: of this text or these chats: .txt, .md, .jsonl, .json, .parquet, also .gz and .zst.",
+    ),
+    window: int | None = typer.Option(
+        None,
+        min=2,
+        help="--text: longest stretch of tokens read at once. Default: the context, at most 2048.",
+    ),
+    stride: int | None = typer.Option(
+        None, min=1, help="--text: tokens a window moves on by in a longer document. Default: half a window."
+    ),
     samples: int = typer.Option(1, min=1, help="puzzles, gym, files: answers per question, for pass@k."),
     temperature: float | None = typer.Option(
         None, min=0.0, help="puzzles, gym, files: default 0 for one answer, else 1."
@@ -77,7 +102,7 @@ def command(
     """Measure a model: accuracy per task family, level and language with 95% intervals (Wilson), greedy.
 
     The questions are held out from training by canonical question, by name and by number pair. "bpb" measures bits
-    per byte of held-out text.
+    per byte: of the microworld's held-out text, or of any --text (docs/evaluate.md).
 
     Examples:
 
@@ -87,6 +112,10 @@ def command(
 
       shoal eval smollm2 bpb
 
+      shoal eval smollm2 bpb --text notes.txt --text chats.jsonl --out base.json
+
+      shoal eval runs/mine/adapter bpb --text chats.jsonl --beside base.json
+
       shoal eval runs/nano/checkpoint microworld bpb --out result.json --card README.md
 
       shoal eval - --endpoint http://127.0.0.1:8000 --n 20 --json
@@ -95,12 +124,24 @@ def command(
 
       shoal eval deepseek-chat puzzles:sum --endpoint https://api.deepseek.com --beside mine.json --plot both.svg
     """
+    options = {"device": device, "runner": runner, "quant": quant, "dtype": dtype}
+    if text or window or stride:
+        if (tasks or ["bpb"]) != ["bpb"] or not text:
+            raise UsageError(
+                "--text, --window and --stride are for bits per byte of a text",
+                hint="shoal eval MODEL bpb --text FILE",
+            )
+        if split not in (None, "validation"):
+            raise UsageError(f"no text is held out as {split!r}", hint="--split validation, or leave it out.")
+        result = _text(model, endpoint, options, text, n, split, window, stride)
+        _tell_text(result, list(beside or []), out, as_json)
+        return
+    n, split = n or 200, split or "test"
     if any(":" in name or name.endswith(".jsonl") for name in tasks or ()):
         plan_ = _Passes(
             list(tasks or []), n, level, thinking, split, seed, samples, temperature, reward, max_tokens
         )
-        _passes(plan_, model, endpoint, {"device": device, "runner": runner, "quant": quant},
-                (usd_in, usd_out), list(beside or []), plot, out, as_json)  # fmt: skip
+        _passes(plan_, model, endpoint, options, (usd_in, usd_out), list(beside or []), plot, out, as_json)
         return
     from shoal.eval.tasks import Plan, evaluate, families_of
 
@@ -112,15 +153,12 @@ def command(
     asks = names != ["bpb"]
     if card and not asks:
         raise UsageError("a card needs task results", hint="Leave out TASK, or name families beside bpb.")
-    if endpoint and "bpb" in names:
-        raise UsageError(
-            "bits per byte need the weights, not a server", hint="Give a MODEL without --endpoint."
-        )
+    if "bpb" in names:
+        _needs_weights(endpoint)
     if endpoint is None and (model is None or model == "-"):
         raise UsageError("which model?", hint="Give MODEL, or --endpoint URL.")
-    result: dict[str, Any] = {"model": model}
+    result = {"model": model}
     if asks:
-        options = {"device": device, "runner": runner, "quant": quant}
         with _asker(model, endpoint, options) as (asker, opened):
             modes = _modes(asker, thinking)
             with _bar("questions") as progress:
@@ -131,11 +169,77 @@ def command(
                 _write_card(card, asker, opened, plan, result)
     else:
         result |= _bits_per_byte(cast(str, model), plan)
+    _tell(result, out, as_json, _page)
+
+
+def _tell(
+    result: dict[str, Any], out: Path | None, as_json: bool, page: Callable[[dict[str, Any]], str]
+) -> None:
     if out:
         from shoal.files import atomic_write_text
 
         atomic_write_text(out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else _page(result))
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else page(result))
+
+
+def _needs_weights(endpoint: str | None) -> None:
+    if endpoint:
+        raise UsageError(
+            "bits per byte need the weights, not a server", hint="Give a MODEL without --endpoint."
+        )
+
+
+def _text(
+    model: str | None,
+    endpoint: str | None,
+    options: dict[str, Any],
+    specs: list[str],
+    n: int | None,
+    split: Any,
+    window: int | None,
+    stride: int | None,
+) -> dict[str, Any]:
+    """Bits per byte of files, one after the other."""
+    from shoal.data.sources import documents
+    from shoal.eval import text
+
+    _needs_weights(endpoint)
+    if model is None or model == "-":
+        raise UsageError("which model?", hint="Give MODEL.")
+    texts = [list(islice(documents(spec, split=split), n)) for spec in specs]
+    started = time.monotonic()
+    with _asker(model, None, options) as (_, opened):
+        assert opened is not None
+        found = []
+        for spec, examples in zip(specs, texts, strict=True):
+            with _bar("documents") as progress:
+                measured = text.evaluate(opened, examples, window=window, stride=stride, progress=progress)
+            found.append({"text": spec, "split": split, **measured})
+        seconds = round(time.monotonic() - started, 2)
+        return {"model": opened.name, "weights": opened.dtype, "seconds": seconds, "text": found}
+
+
+def _tell_text(result: dict[str, Any], beside: list[Path], out: Path | None, as_json: bool) -> None:
+    """The table, and how far the model is from those in other results on the same text."""
+    from dataclasses import asdict
+
+    from shoal.eval import text
+    from shoal.eval.scores import plain
+    from shoal.files import read_text
+
+    others = [json.loads(read_text(path)) for path in beside]
+    for mine in result["text"]:
+        mine["beside"] = [
+            {"model": other["model"], "weights": other["weights"]} | asdict(text.difference(mine, theirs))
+            for other in others
+            for theirs in other.get("text", ())
+            if theirs["sha256"] == mine["sha256"]
+        ]
+    if others and not any(mine["beside"] for mine in result["text"]):
+        raise ShoalError(
+            "none of the other results is of this text", hint="Give the same --text, --n and --split to both."
+        )
+    _tell(result, out, as_json, lambda result: plain(text.table(result, others)))
 
 
 @dataclass(frozen=True)
