@@ -130,6 +130,18 @@ def test_sigterm_twice_does_not_wait(patient_model: Path) -> None:
         assert process.wait(30) == 0
 
 
+def test_a_page_that_only_listens_is_not_waited_for(tiny_model: Path) -> None:
+    with serving(tiny_model, "--drain", "600") as (process, client):
+        with (
+            client.stream("GET", "/api/changes") as response,
+            contextlib.suppress(httpx.RemoteProtocolError),
+        ):
+            for event in events(response):
+                assert event == {"missed": True}
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 # ---- drafts, as a client sees them
 
 

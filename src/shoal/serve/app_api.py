@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 import shoal
 from shoal.serve.body import Model, parse_object, read_body, validated
+from shoal.serve.changes import Changes
 from shoal.serve.errors import ApiError, bad_field
 from shoal.serve.generation import SAMPLING, Generations
 from shoal.serve.models import ModelTable, Slot
@@ -49,29 +51,32 @@ class AppApi:
 
     def __init__(self, settings: ServerSettings, models: ModelTable, store: Store, generations: Generations):
         self.settings, self.models, self.store, self.generations = settings, models, store, generations
+        self.changes = Changes()
 
     def routes(self) -> list[Route]:
         chat, message = "/api/chats/{chat}", "/api/chats/{chat}/messages/{message}"
+        told = self._told
         return [
             Route("/api/state", self.state),
+            Route("/api/changes", Endpoint(self.watch), methods=["GET"]),
             Route("/api/models/{model:path}/load", self.load_model, methods=["POST"]),
             Route("/api/models/{model:path}", self.model_state),
             Route("/api/chats", self.list_chats),
-            Route("/api/chats", self.create_chat, methods=["POST"]),
+            Route("/api/chats", told(self.create_chat), methods=["POST"]),
             Route(chat, self.get_chat),
-            Route(chat, self.change_chat, methods=["PATCH"]),
-            Route(chat, self.delete_chat, methods=["DELETE"]),
-            Route(f"{chat}/restore", self.restore_chat, methods=["POST"]),
+            Route(chat, told(self.change_chat), methods=["PATCH"]),
+            Route(chat, told(self.delete_chat), methods=["DELETE"]),
+            Route(f"{chat}/restore", told(self.restore_chat), methods=["POST"]),
             Route(f"{chat}/events", Endpoint(self.events), methods=["GET"]),
-            Route(f"{chat}/messages", self.post_message, methods=["POST"]),
-            Route(f"{message}/regenerate", self.regenerate, methods=["POST"]),
-            Route(f"{message}/continue", self.go_on, methods=["POST"]),
+            Route(f"{chat}/messages", told(self.post_message), methods=["POST"]),
+            Route(f"{message}/regenerate", told(self.regenerate), methods=["POST"]),
+            Route(f"{message}/continue", told(self.go_on), methods=["POST"]),
             Route(f"{message}/stop", self.stop, methods=["POST"]),
             Route(f"{message}/answer-now", self.answer_now, methods=["POST"]),
-            Route(f"{message}/feedback", self.feedback, methods=["POST"]),
-            Route(f"{message}/prefer", self.prefer, methods=["POST"]),
+            Route(f"{message}/feedback", told(self.feedback), methods=["POST"]),
+            Route(f"{message}/prefer", told(self.prefer), methods=["POST"]),
             Route(f"{message}/tokens", self.tokens, methods=["POST"]),
-            Route("/api/imports", self.import_chat, methods=["POST"]),
+            Route("/api/imports", told(self.import_chat), methods=["POST"]),
             Route("/api/pdf", self.read_pdf, methods=["POST"]),
             Route("/api/library", self.library),
             Route("/api/library", self.put_entry, methods=["POST"]),
@@ -84,7 +89,7 @@ class AppApi:
     async def state(self, request: Request) -> Response:
         models = [self._model(self.models.slots[name]) for name in self.models.slots]
         return _json({"version": shoal.__version__, "models": models, "default_model": self.models.default,
-                      "more_models_hint": MORE_MODELS})  # fmt: skip
+                      "more_models_hint": MORE_MODELS, "last_change": self.changes.last(_owner(request))})  # fmt: skip
 
     def _model(self, slot: Slot) -> dict[str, Any]:
         card = slot.card
@@ -101,9 +106,9 @@ class AppApi:
             "licence": card.licence,
             "loaded": slot.status == "ready",
             "error": slot.error,
-            "examples": card.examples,
             "abilities": slot.abilities,
             **(slot.remote.facts() if slot.remote else {}),
+            "examples": card.examples,
             "defaults": {name: getattr(slot.opened.defaults, name) for name in SAMPLING}
             if slot.opened
             else None,
@@ -255,10 +260,6 @@ class AppApi:
             "message",
         )
         self.generations.start(
-        if not slot.abilities["continue"]:
-            raise ApiError(
-                400, f"{slot.card.id}: its upstream cannot continue an answer", code="unsupported_parameter"
-            )
             owner, chat_id, assistant, with_files(history), slot=slot, thinking=thinking, params=params
         )
         return assistant
@@ -272,6 +273,10 @@ class AppApi:
         if message["role"] != "assistant" or message["status"] not in ("stopped", "length", "error"):
             raise ApiError(409, "only an answer that was cut can be continued")
         slot = self.models.slot(message["model"])
+        if not slot.abilities["continue"]:
+            raise ApiError(
+                400, f"{slot.card.id}: its upstream cannot continue an answer", code="unsupported_parameter"
+            )
         self.generations.check_place(owner)
         store, params = self.store.of(chat_id), dict(message["params"] or {})
         history = await _off_loop(lambda: store.path(owner, chat_id, message["parent_id"]))
@@ -297,13 +302,6 @@ class AppApi:
         return _json(
             await while_connected(request.receive, token_view(opened, with_files(history), message, owner))
         )
-        slot = self.models.slots.get(message["model"] or "")
-        if slot is not None and not slot.abilities["answer_now"]:
-            raise ApiError(
-                400,
-                f"{slot.card.id}: an upstream's thinking ends when it likes",
-                code="unsupported_parameter",
-            )
 
     async def stop(self, request: Request) -> Response:
         await _no_body(request)
@@ -317,6 +315,13 @@ class AppApi:
         await _no_body(request)
         owner, chat_id = _owner(request), request.path_params["chat"]
         message = _found(await self._message(owner, chat_id, request), "message")
+        slot = self.models.slots.get(message["model"] or "")
+        if slot is not None and not slot.abilities["answer_now"]:
+            raise ApiError(
+                400,
+                f"{slot.card.id}: an upstream's thinking ends when it likes",
+                code="unsupported_parameter",
+            )
         ended = self.generations.answer_now(owner, chat_id, message["id"])
         return _json({"answering": ended}, 202 if ended else 200)
 
@@ -371,10 +376,7 @@ class AppApi:
         """The chat's numbered events as a stream; 204 when there is nothing to read, so that a browser stops asking."""
         request = Request(scope)
         owner, chat_id = _owner(request), request.path_params["chat"]
-        after = int(_number(request, "after", 0) or 0)
-        last_seen = request.headers.get("last-event-id", "")
-        if last_seen.isascii() and last_seen.isdigit():
-            after = max(after, int(last_seen[:18]))
+        after = _after(request)
         await self._chat(owner, chat_id)
         channel = self.generations.channel(owner, chat_id)
         if channel is None or (not channel.jobs and (not channel.events or channel.last <= after)):
@@ -389,7 +391,34 @@ class AppApi:
 
         await while_connected(receive, reply.run(write()))
 
+    async def watch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A stream that tells which of the owner's chats others change; it lasts as long as the page is in view."""
+        request = Request(scope)
+        owner, tab, after = _owner(request), request.query_params.get("tab", ""), _after(request)
+        scope["shoal.waits"] = True
+        reply = Reply(send, stream=True, headers={}, keep_alive_seconds=self.settings.keep_alive_seconds)
+
+        async def write() -> None:
+            async with contextlib.aclosing(self.changes.watch(owner, tab, after)) as found:
+                async for number, event in found:
+                    await reply.event(event, event_id=number)
+
+        await while_connected(receive, reply.run(write()))
+
     # ---- helpers
+
+    def _told(
+        self, endpoint: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint, and word of what it changed to the owner's other tabs and devices."""
+
+        async def tell(request: Request) -> Response:
+            response = await endpoint(request)
+            chat_id = request.path_params.get("chat", "")
+            self.changes.tell(_owner(request), chat_id, by=request.headers.get("x-shoal-tab", ""))
+            return response
+
+        return tell
 
     async def _chat(self, owner: str, chat_id: str) -> dict[str, Any]:
         return _found(await _off_loop(lambda: self.store.of(chat_id).chat(owner, chat_id)), "chat")
@@ -456,6 +485,13 @@ async def _no_body(request: Request) -> None:
 async def _off_loop(work: Callable[[], Result]) -> Result:
     """Queries run in a worker thread: a long search does not hold up the streams."""
     return await asyncio.to_thread(work)
+
+
+def _after(request: Request) -> int:
+    """The number of the event that the reader saw last: its own word, or the browser's when it comes again."""
+    after = int(_number(request, "after", 0) or 0)
+    last_seen = request.headers.get("last-event-id", "")
+    return max(after, int(last_seen[:18])) if last_seen.isascii() and last_seen.isdigit() else after
 
 
 def _number(request: Request, name: str, default: float | None) -> float | None:

@@ -120,6 +120,13 @@ class Protocol(H11Protocol):
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         self._start_receive_timer()
 
+    def shutdown(self) -> None:
+        """At the server's end nobody waits for a stream that only waits itself (`shoal.waits` in its scope)."""
+        if self.cycle and not self.cycle.response_complete and self.scope.get("shoal.waits"):
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_receive_timer()
         self._stop_stall_timer()

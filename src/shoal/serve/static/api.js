@@ -23,6 +23,13 @@ export function errorWords(error) {
   return { message: String(error.message ?? ""), hint: String(error.hint ?? "") };
 }
 
+/** This tab, for the server to tell the others of what it does. */
+export const TAB = Math.random().toString(36).slice(2);
+let running = 0; // calls that change something
+let made = 0;
+/** @type {(() => void)[]} who waits until none runs */
+let waiting = [];
+
 /**
  * @param {"GET" | "POST" | "PATCH" | "DELETE"} method
  * @param {string} path below the page's own address, without a leading slash
@@ -30,11 +37,37 @@ export function errorWords(error) {
  * @returns {Promise<any>} the JSON of the answer, null when it is empty
  */
 export async function call(method, path, body) {
+  if (method === "GET") return request(method, path);
+  running += 1;
+  made += 1;
+  try {
+    return await request(method, path, body);
+  } finally {
+    running -= 1;
+    if (!running) waiting = (waiting.forEach((go) => go()), []);
+  }
+}
+
+/**
+ * Read what nothing of ours is about to change: what was read while we wrote is read again.
+ * @param {string} path @returns {Promise<any>}
+ */
+export async function readSettled(path) {
+  for (;;) {
+    if (running) await new Promise((go) => waiting.push(/** @type {() => void} */ (go)));
+    const before = made;
+    const found = await call("GET", path);
+    if (made === before) return found;
+  }
+}
+
+/** @param {string} method @param {string} path @param {object} [body] @returns {Promise<any>} */
+async function request(method, path, body) {
   /** @type {Response} */
   let answer;
   try {
-    const json = { "content-type": "application/json" };
-    const send = method === "GET" ? {} : { headers: json, body: JSON.stringify(body ?? {}) };
+    const headers = { "content-type": "application/json", "x-shoal-tab": TAB };
+    const send = method === "GET" ? {} : { headers, body: JSON.stringify(body ?? {}) };
     answer = await fetch(path, { method, ...send });
   } catch (error) {
     throw new ApiError("", String(error), 0);

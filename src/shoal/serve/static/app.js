@@ -3,12 +3,13 @@
 import { html, Icon, render, useEffect, useRef, useState } from "./lib.js";
 import { call, errorWords } from "./api.js";
 import { send, stop } from "./ask.js";
-import { openChat, refresh } from "./chat.js";
+import { openChat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { Dialogs } from "./dialogs.js";
 import { listChats, pin, remove } from "./history.js";
 import { languageOf, preferredLanguage, setLanguage, t } from "./i18n.js";
 import { listenToKeys } from "./keys.js";
+import { listen } from "./live.js";
 import { warmUp } from "./markdown.js";
 import { Menu } from "./menu.js";
 import { examples, loadModel, readState, words } from "./models.js";
@@ -170,6 +171,7 @@ async function start() {
     return;
   }
   await Promise.all([listChats(), openChat(location.hash.slice(1) || null)]);
+  listen();
   loadModel();
 }
 
@@ -190,8 +192,6 @@ addEventListener(
   "hashchange",
   () => location.hash.slice(1) !== (state.chat?.id ?? "") && openChat(location.hash.slice(1) || null),
 );
-addEventListener("focus", refresh); // another device may have gone on
-document.addEventListener("visibilitychange", () => !document.hidden && refresh());
 keepShell();
 setInterval(() => runningMessage() && changed(), 1_000); // the clocks of what runs
 draw();

@@ -1,10 +1,10 @@
 // @ts-check
 // The open chat: read it, and follow what the server writes in it. The server owns the answers.
-import { ApiError, call, follow } from "./api.js";
+import { ApiError, call, follow, readSettled } from "./api.js";
 import { t } from "./i18n.js";
 import { listChats } from "./history.js";
 import { readState } from "./models.js";
-import { changed, isRunning, runningMessage, state, touch } from "./store.js";
+import { changed, isRunning, runningMessage, showToast, state, touch } from "./store.js";
 import { leafBelow } from "./tree.js";
 
 /** @typedef {import("./store.js").Message} Message */
@@ -58,29 +58,46 @@ export async function openChat(id) {
   changed();
 }
 
-/** What another tab or device wrote into the open chat since we read it. */
+/** What of a message others can change. @type {(keyof Message)[]} */
+const SHARED = ["status", "feedback", "edited", "note", "preference"];
+
+/**
+ * Take over what another tab or device did in the open chat; an answer that was begun there comes into view.
+ * @returns {Promise<boolean>} false: the server did not say
+ */
 export async function refresh() {
   const chat = state.chat;
-  if (!chat || runningMessage() || chat.messages.has("sending")) return;
+  if (!chat) return true;
+  let found;
   try {
-    const { messages, last_event: lastEvent = 0 } = await call("GET", `api/chats/${chat.id}`);
-    if (state.chat !== chat || runningMessage() || chat.messages.has("sending")) return;
-    const fresh = messages.filter((/** @type {Message} */ { id, status }) => chat.messages.get(id)?.status !== status);
-    if (!fresh.length) return;
-    chat.lastEvent = lastEvent;
-    for (const message of fresh) adopt(message);
-    chat.leaf = leafBelow(chat.messages, chat.leaf);
-    state.toEnd += 1;
-    followRunning();
-    changed();
-  } catch {
-    return; // the next action that fails says so
+    found = await readSettled(`api/chats/${chat.id}`);
+  } catch (error) {
+    const gone = /** @type {ApiError} */ (error).status === 404;
+    if (!gone || state.chat !== chat) return gone;
+    showToast(t("history.deleted"));
+    openChat(null);
+    return true;
   }
+  if (state.chat !== chat) return true;
+  const { title, settings, pinned, messages, last_event: lastEvent = 0 } = found;
+  Object.assign(chat, { title: title || chat.title, settings, pinned });
+  const differs = (/** @type {Message} */ message) => {
+    const known = chat.messages.get(message.id);
+    return !known || SHARED.some((name) => (known[name] ?? null) !== (message[name] ?? null));
+  };
+  const begun = messages.findLast((/** @type {Message} */ each) => isRunning(each) && !chat.messages.has(each.id));
+  for (const message of messages) if (differs(message) || isRunning(message)) adopt(message);
+  for (const id of [...state.live.keys()]) if (!messages.some((/** @type {Message} */ each) => each.id === id && isRunning(each))) state.live.delete(id);
+  const leaf = begun && !state.editing ? begun.id : leafBelow(chat.messages, chat.leaf);
+  if (leaf !== chat.leaf) {
+    Object.assign(state, { toEnd: state.toEnd + 1, room: Boolean(begun) });
+    chat.leaf = leaf;
+  }
+  chat.lastEvent = lastEvent;
+  followRunning();
+  changed();
+  return true;
 }
-
-/** Tabs of one browser tell each other that something began. */
-const others = new BroadcastChannel("shoal");
-others.onmessage = ({ data }) => data === state.chat?.id && refresh();
 
 /** Follow what is running from where we know it. */
 function followRunning() {
@@ -97,8 +114,8 @@ function followRunning() {
     if (state.online !== online) changed();
     state.online = online;
     if (!closed) return;
-    await new Promise((resolve) => setTimeout(resolve, 1_000));
-    if (state.chat === chat && runningMessage()) openChat(chat.id); // the stream ended without the answer's end
+    do await new Promise((resolve) => setTimeout(resolve, 1_000));
+    while (state.chat === chat && runningMessage() && !(await refresh())); // it ended without the answer's end
   });
 }
 
@@ -170,7 +187,6 @@ export function begin(messages) {
   state.room = true;
   state.toEnd += 1;
   sessionStorage.removeItem(`leaf:${chat.id}`);
-  others.postMessage(chat.id);
   followRunning();
   listChats();
   changed();

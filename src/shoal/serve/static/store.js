@@ -31,6 +31,7 @@ export const state = {
   /** @type {{message: string, hint: string, needsKey: boolean} | null} the page itself could not start */
   startError: null,
   version: "",
+  lastChange: 0, // the number of what others did last, as far as we know
   /** @type {Model[]} */
   models: [],
   modelId: "",
