@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("shoal.serve")
 
 NOT_STORED = (
-    "The disk is full: this answer is only in the server's memory. It is stored as soon as there is room; copy it if the"
-    " server is to be stopped before."
+    "The disk is full: this answer is only in the server's memory. It is stored as soon as there is room; copy it"
+    " if the server is to be stopped before."
 )
 RETAIN_SECONDS = 120.0
 """Events of a chat stay readable for so long after its last answer ended."""
