@@ -137,15 +137,19 @@ def traces(
     out: Path = typer.Option(..., metavar="FILE", help="Where the rows go (.jsonl)."),
     n: int = typer.Option(2000, "--n", min=1, help="How many."),
     level: str = typer.Option("1-5", metavar="N|N-M", help="Levels, in turn."),
+    everyday: int = typer.Option(
+        0, metavar="N", min=0, help="Besides, so many everyday questions with the base model's own answers."
+    ),
 ) -> None:
     """Worked answers to a grpo recipe's questions, as rows for `shoal tune sft`.
 
     Rewards sharpen what a model can already do now and then; a small model is first shown how. The questions are of the
-    training split and not those that grpo begins with.
+    training split and not those that grpo begins with. A model that learns nothing but puzzles takes everything for
+    one: `--everyday` mixes in what it answers to other questions today.
 
     Examples:
 
-      shoal tune traces recipes/shoal-think.toml --n 2000 --level 1-4 --out traces.jsonl
+      shoal tune traces recipes/shoal-think.toml --n 4000 --everyday 800 --out traces.jsonl
 
       shoal tune sft recipes/shoal-think.toml --sft.source traces.jsonl
     """
@@ -158,9 +162,24 @@ def traces(
     loaded = load_tune_recipe(recipe, "grpo", context.args)
     native = _protocol(loaded)[1].thinking == "native"
     wanted = range(int(first), int(last or first) + 1)
-    rows = _environment(loaded).traces(n, native=native, levels=list(wanted))
+    rows = list(_environment(loaded).traces(n, native=native, levels=list(wanted)))
+    if everyday:
+        rows += _everyday(loaded, everyday, native)
     atomic_write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    typer.echo(f"{n} rows in {out}")
+    typer.echo(f"{len(rows)} rows in {out}")
+
+
+def _everyday(recipe: Any, count: int, native: bool) -> list[dict[str, Any]]:
+    """Rows with the base's own answers; a bar while they are asked for."""
+    import contextlib
+
+    from shoal.cli.progress import count_bar
+    from shoal.engine.open import open_model
+    from shoal.tune import everyday
+
+    opened = open_model(recipe.model.base, max_num_seqs=16, speculate="off")
+    with contextlib.closing(opened), count_bar("everyday questions") as progress:
+        return everyday.rows(opened, count, native=native, progress=progress)
 
 
 def start(
