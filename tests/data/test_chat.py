@@ -513,6 +513,28 @@ def text_marks(smollm2: Tokenizer) -> ChatProtocol:
     return ChatMLProtocol(smollm2, thinking="native")
 
 
+def test_an_adapter_thinks_where_it_is_asked_to(smollm2: Tokenizer, thinking_chatml: Tokenizer) -> None:
+    """Without thinking the prompt is the base's own, and `<think>` in an answer is its text."""
+    base = protocol_for(smollm2)
+    protocol = base.with_thinking_adapter()
+    assert (base.thinking, protocol.thinking) == ("none", "adapter")
+    said = [
+        Message("user", "1+1?"),
+        Message("assistant", "2", reasoning_content="1 + 1 = 2"),
+        Message("user", "2+2?"),
+    ]
+    plain, thinks = protocol.render(said), protocol.render(said, thinking=True)
+    assert plain == base.render(said) and plain.starts_in == "content"
+    opening = smollm2.encode("<think>\n")
+    assert thinks.starts_in == "reasoning" and thinks.ids == [*plain.ids, *opening]
+    trained, learnt = base.render_training([*said, Message("assistant", "<think>\n2 + 2 = 4\n</think>\n4")])
+    assert trained[: len(thinks.ids)] == thinks.ids and learnt[len(plain.ids)]
+    assert reasoning_and_content(protocol, "reasoning", "2 + 2 = 4\n</think>\n4") == ("2 + 2 = 4", "4")
+    assert reasoning_and_content(protocol, "content", "<think>\nx\n</think>\n4")[0] == ""
+    with pytest.raises(ShoalError, match="adapter cannot think"):
+        protocol_for(thinking_chatml).with_thinking_adapter()
+
+
 @pytest.mark.parametrize("kind", ["ids", "text"])
 def test_parser_begins_where_the_prompt_ends(kind: str, nano: Tokenizer, text_marks: ChatProtocol) -> None:
     """C21."""

@@ -14,7 +14,7 @@ from shoal.data.chat import ChatProtocol, protocol_for
 from shoal.data.families import ChatMLProtocol, DeepSeekProtocol
 from shoal.data.tokenizer import StreamDecoder, Tokenizer, tokenizer_from_gguf, train_tokenizer
 from shoal.engine import constrain
-from shoal.engine.constrain import AnswerRules, Compiler, Constraint, reasoning_marks, rules_for
+from shoal.engine.constrain import AnswerRules, Compiler, Constraint, closing_ids, reasoning_marks, rules_for
 from shoal.engine.types import InvalidRequest
 from shoal.model.checkpoint import load
 
@@ -252,6 +252,28 @@ def test_a_budget_counts_only_thoughts(ours: Tokenizer) -> None:
     hook([300, 301], logits)
     assert logits[close] == 0 and np.isneginf(np.delete(logits, close)).all()
     assert not hook.wants([300, 301, close]) and not hook.wants([300, 301, close, 302])
+
+
+def test_a_thought_that_ends_with_plain_text_is_ended_by_it(smollm2: Tokenizer) -> None:
+    """SmolLM2's adapter: after the budget, or when told, the mark's text is written, and no more is forced."""
+    protocol = protocol_for(smollm2).with_thinking_adapter()
+    closing = closing_ids(protocol)
+    assert smollm2.decode(closing) == "\n</think>\n" and len(closing) > 1
+    for budget in (2, None):
+        hook = rules_for(protocol, "reasoning", thinking=True, budget=budget)
+        assert hook is not None
+        ids = smollm2.encode("2 + 2")[:2]
+        if budget is None:
+            assert not hook.wants(ids) and hook.answer_now()
+        for token_id in closing:
+            logits = np.zeros(smollm2.vocab_size)
+            hook(ids, logits)
+            assert logits[token_id] == 0 and np.isneginf(np.delete(logits, token_id)).all()
+            ids = [*ids, token_id]
+        assert not hook.wants(ids) and not hook.thinking and not hook.answer_now()
+    assert rules_for(protocol, "content", thinking=False) is None
+    ended = rules_for(protocol, "reasoning", thinking=True, budget=20)
+    assert ended is not None and not ended.wants(smollm2.encode("4\n</think>\n4 and " + "so on " * 20))
 
 
 def test_answer_now_ends_a_thought_between_two_characters(ours: Tokenizer) -> None:

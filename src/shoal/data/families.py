@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from shoal.data.chat_parser import DEEPSEEK_CALLS, HERMES_CALLS, Marks, Start
 from shoal.data.protocol import ChatProtocol, Page, Tools
@@ -196,6 +197,13 @@ class ChatMLProtocol(_BuiltIn):
             dict.fromkeys((end, *tokenizer.eos_ids) if end is not None else tokenizer.eos_ids)
         )
 
+    def with_thinking_adapter(self) -> Self:
+        if self.thinking != "none" or self.tokenizer.id_of("<think>") in self.tokenizer.special_ids:
+            return super().with_thinking_adapter()
+        other = copy.copy(self)
+        other.thinking = "adapter"
+        return other
+
     def _write(
         self, page: Page, messages: Sequence[Message], thinking: bool, generation: bool, tools: Tools
     ) -> Start:
@@ -223,6 +231,10 @@ class ChatMLProtocol(_BuiltIn):
             page.text("\n")
         if generation:
             self._header(page, "assistant")
+            if self.thinking == "adapter" and thinking:
+                page.text("<think>\n")
+                page.cut()
+                return "reasoning"
             if self.thinking == "native" and not thinking:
                 self._thought(page, "", learnt=False)
         return "content"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from shoal.data.chat_parser import ChatParser, Marks, Start
 from shoal.data.template import to_json
@@ -19,6 +19,7 @@ from shoal.errors import ShoalError
 
 ROLES = ("system", "user", "assistant", "tool")
 Tools = Sequence[Mapping[str, Any]]
+Thinking = Literal["none", "native", "adapter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Rendered:
 class ChatProtocol(ABC):
     """How one family of models writes conversations.
 
-    `thinking` is "native" where the model was trained to reason between marks, else "none". `stop_ids` end an answer.
+    `thinking` is "native" where the model was trained to reason between marks, "adapter" where only an adapter of it
+    was, whose marks are ordinary text, else "none". `stop_ids` end an answer.
     """
 
     name: str
@@ -41,7 +43,7 @@ class ChatProtocol(ABC):
 
     def __init__(self, tokenizer: Tokenizer, *, thinking: Literal["none", "native"] = "none"):
         self.tokenizer = tokenizer
-        self.thinking: Literal["none", "native"] = thinking
+        self.thinking: Thinking = thinking
         self.stop_ids: tuple[int, ...] = tokenizer.eos_ids
 
     def render(
@@ -91,7 +93,7 @@ class ChatProtocol(ABC):
         """A parser for one answer, in the state that `render` gave back. Without `tools` (none were offered) a call
         whose marks are ordinary text for this model is text."""
         marks = self.marks
-        if self.thinking != "native":
+        if self.thinking == "none" or (self.thinking == "adapter" and starts_in == "content"):
             marks = replace(marks, open_reasoning="", close_reasoning="")
         if marks.in_json and not tools:
             marks = replace(marks, call_begin="", call_end="", in_json=False)
@@ -125,6 +127,11 @@ class ChatProtocol(ABC):
                 "this model's chat format has no tools", hint="Leave out tools and tool messages."
             )
         return checked
+
+    def with_thinking_adapter(self) -> Self:
+        """This protocol for a model beside whose weights an adapter thinks. Raises ShoalError for a family whose
+        answers are not opened with text."""
+        raise ShoalError(f"an adapter cannot think for a model of the {self.name} chat format")
 
     @abstractmethod
     def _write(

@@ -157,5 +157,5 @@ def stream_chat(
     request = Request(
         rendered.ids, opened.defaults if params is None else params, cache_salt=cache_salt, logits_hook=rules
     )
-    request = replace(request, adapter=opened.adapter)
+    request = replace(request, adapter=opened.adapter_for(thinking))
     return ChatStream(opened.engine.submit(request), opened.protocol, rendered.starts_in, tools=bool(tools))

@@ -321,8 +321,13 @@ class AnswerRules:
         budget: int | None = None,
         grammar: Grammar | None = None,
         must_open: bool = False,
+        close_text: str = "",
     ):
+        """close_text: what ends a thought where that is ordinary text."""
         self._tokenizer, (self._open_id, self._close_id) = tokenizer, marks
+        self._close_text = close_text.encode()
+        self._closing = tokenizer.encode(f"\n{close_text}\n") if close_text else [self._close_id or 0]
+        self._forced: list[int] = []
         self._thinking, self._left = thinking, budget
         self._grammar = grammar
         self._waits_for = grammar.constraint.trigger if grammar is not None else None
@@ -339,7 +344,7 @@ class AnswerRules:
 
     def answer_now(self) -> bool:
         """From any thread: end a running thought, so that the answer begins. False when there is none."""
-        if not self._thinking or self._close_id is None:
+        if not self._thinking or (self._close_id is None and not self._close_text):
             return False
         self._close_now = True
         return True
@@ -349,14 +354,16 @@ class AnswerRules:
         for token_id in answer_ids[self._seen :]:
             self._take(token_id)
         self._seen = len(answer_ids)
-        return self._must_open or self._holds() or (self._thinking and self._closes())
+        return self._must_open or self._holds() or self._closes()
 
     def __call__(self, answer_ids: Sequence[int], logits: NDArray[Any]) -> None:
         if not self.wants(answer_ids):
             return
-        if self._must_open or (self._thinking and self._closes()):
+        if self._must_open or self._closes():
+            if self._thinking and not self._forced:
+                self._forced = list(self._closing)
             logits[:] = -np.inf
-            logits[self._close_id if self._thinking else self._open_id] = 0.0
+            logits[self._forced[0] if self._thinking else self._open_id] = 0.0
             return
         assert self._grammar is not None
         if self._thinking:  # the answer is still to come: neither its end nor a mark that leaves the thought
@@ -374,10 +381,12 @@ class AnswerRules:
         logits[len(allowed) :] = -np.inf
 
     def _take(self, token_id: int) -> None:
-        self._tail = [*self._tail[-3:], token_id]
+        self._tail = [*self._tail[-7:], token_id]
+        if self._forced:
+            self._forced = self._forced[1:] if token_id == self._forced[0] else []
         if self._thinking:
-            if token_id == self._close_id:
-                self._thinking = False
+            if token_id == self._close_id or self._close_was_written():
+                self._thinking = bool(self._forced)
             elif self._left is not None and token_id != self._open_id:
                 self._left -= 1
         elif token_id == self._open_id and (self._must_open or not self._holds()):
@@ -394,12 +403,21 @@ class AnswerRules:
         return self._grammar is not None and self._waits_for is None
 
     def _closes(self) -> bool:
+        if not self._thinking or (self._close_id is None and not self._close_text):
+            return False
         due = self._close_now or (self._left is not None and self._left <= 0)
-        return due and self._close_id is not None and not self._half_character()
+        return bool(self._forced) or (due and not self._half_character())
+
+    def _close_was_written(self) -> bool:
+        """Whether the marks that are ordinary text stand at the end."""
+        return bool(self._close_text) and self._close_text in self._written()
+
+    def _written(self) -> bytes:
+        return b"".join(self._tokenizer.token_bytes(i) for i in self._tail)
 
     def _half_character(self) -> bool:
         """Whether the tokens end inside a UTF-8 character; a mark there would break it."""
-        text = b"".join(self._tokenizer.token_bytes(i) for i in self._tail)[-3:]
+        text = self._written()[-3:]
         for back, byte in enumerate(reversed(text), 1):
             if byte >= 0xC0:
                 return back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4)
@@ -424,11 +442,12 @@ def rules_for(
     if (
         grammar is not None
         and close_id is None
-        and (in_thought or (thinking and protocol.thinking == "native"))
+        and (in_thought or (thinking and protocol.thinking != "none"))
     ):
         param = grammar.constraint.param
         raise InvalidRequest(param, "cannot be obeyed while this model thinks; switch thinking off")
-    if grammar is None and (close_id is None or not (in_thought or will_open)):
+    close_text = protocol.marks.close_reasoning if protocol.thinking == "adapter" and in_thought else ""
+    if grammar is None and not close_text and (close_id is None or not (in_thought or will_open)):
         return None
     return AnswerRules(
         protocol.tokenizer,
@@ -437,6 +456,7 @@ def rules_for(
         budget=budget if thinking else None,
         grammar=grammar,
         must_open=will_open and grammar is not None and grammar.constraint.trigger is None,
+        close_text=close_text,
     )
 
 
@@ -446,3 +466,11 @@ def reasoning_marks(protocol: ChatProtocol) -> tuple[int | None, int | None]:
         return None, None
     marks = protocol.marks
     return _token(protocol.tokenizer, marks.open_reasoning), _token(protocol.tokenizer, marks.close_reasoning)
+
+
+def closing_ids(protocol: ChatProtocol) -> list[int]:
+    """What ends a thought, as token ids; empty for a model without thoughts."""
+    if protocol.thinking == "adapter":
+        return protocol.tokenizer.encode(f"\n{protocol.marks.close_reasoning}\n")
+    close_id = reasoning_marks(protocol)[1]
+    return [] if close_id is None else [close_id]

@@ -49,6 +49,12 @@ class OpenedModel:
     """The sampling that the model's makers recommend (generation_config.json, registry), else temperature 1."""
     adapter: str | None = None
     """What its requests name as their adapter; the engine is then its base's, and may be shared (`on_base`)."""
+    thinking_adapter: str | None = None
+    """What its requests name when they think first, where only an adapter of the model has learnt that."""
+
+    def adapter_for(self, thinking: bool) -> str | None:
+        """The adapter of a request."""
+        return self.thinking_adapter if thinking and self.thinking_adapter else self.adapter
 
     def close(self) -> None:
         self.engine.close()
@@ -131,7 +137,7 @@ def open_model(
             folder, cache_disk_bytes, f"{_fingerprint(path)} {opened.cache_layout} {computed_in}"
         )
     ends = dict.fromkeys([*protocol.stop_ids, *tokenizer.eos_ids, *config.eos_token_ids])
-    return OpenedModel(
+    found = OpenedModel(
         name=name,
         path=path,
         config=config,
@@ -153,6 +159,14 @@ def open_model(
         device=device,
         defaults=_defaults({**(entry.sampling if entry else {}), **side_files.generation_config}),
     )
+    return _with_thinking(found, entry.thinking_adapter) if entry and entry.thinking_adapter else found
+
+
+def _with_thinking(opened: OpenedModel, folder: Path) -> OpenedModel:
+    """The model with the adapter beside it that thinks."""
+    adapted = on_base(opened, folder, name="think")
+    protocol = opened.protocol.with_thinking_adapter()
+    return replace(opened, protocol=protocol, thinking_adapter=adapted.adapter)
 
 
 def _speculator(
@@ -228,6 +242,7 @@ def on_base(base: OpenedModel, folder: Path, *, name: str) -> OpenedModel:
         protocol=protocol_for(base.tokenizer, model_type=model_type, chat_template=template),
         side_files=side_files,
         adapter=adapter,
+        thinking_adapter=None,
     )
 
 

@@ -57,7 +57,7 @@ class EngineAsker:
 
     def __init__(self, opened: OpenedModel, *, ahead: int = 32):
         self.opened, self.ahead, self.name = opened, ahead, opened.name
-        self.thinks: bool | None = opened.protocol.thinking == "native"
+        self.thinks: bool | None = opened.protocol.thinking != "none"
 
     def ask(self, prompts: Iterable[Prompt]) -> Iterator[Answer]:
         waiting: deque[ChatStream | Answer] = deque()

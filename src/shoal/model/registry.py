@@ -49,6 +49,8 @@ class ModelEntry:
     sampling: dict[str, float] = field(default_factory=dict)
     """Recommended by its makers where its files do not say it: temperature, top_p, top_k, min_p, repetition_penalty."""
     licence: str = ""
+    thinking_adapter: Path | None = None
+    """An adapter folder that thinks for the model; `thinking` is then "adapter"."""
     base: str = ""
     """Not empty: `path` is an adapter folder, for the model of this name or place."""
     removable: bool = False
@@ -108,13 +110,17 @@ _SMOLLM2 = ModelEntry(
     sampling={"temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1},
     licence="Apache-2.0",
 )
+_THINK = _NANO.path.parent / "think"
+"""SmolLM2's adapter, made by recipes/shoal-think.toml."""
 
 
 def list_models() -> list[ModelEntry]:
     """All installed models, the best first conversation first."""
     entries = []
     if smollm2 := _smollm2_file():
-        entries.append(replace(_SMOLLM2, path=smollm2))
+        thinks = (_THINK / _ADAPTER).is_file()
+        known = replace(_SMOLLM2, path=smollm2)
+        entries.append(replace(known, thinking="adapter", thinking_adapter=_THINK) if thinks else known)
     if (_NANO.path / "config.json").is_file():
         entries.append(_described(replace(_NANO, context=_context(_NANO.path)), _NANO.path))
     taken = {entry.name for entry in entries}

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from shoal.data.tokenizer import Tokenizer
 from shoal.data.types import Message
 from shoal.engine.chat import ChatStream, thinking_of
-from shoal.engine.constrain import AnswerRules, Constraint, Grammar, compiler_for, reasoning_marks, rules_for
+from shoal.engine.constrain import (
+    AnswerRules,
+    Constraint,
+    Grammar,
+    closing_ids,
+    compiler_for,
+    reasoning_marks,
+    rules_for,
+)
 from shoal.engine.handle import Handle
 from shoal.engine.types import (
     Delta,
@@ -44,13 +52,14 @@ _GRAMMAR_THREADS = ThreadPoolExecutor(2, thread_name_prefix="shoal-grammar")
 
 @dataclass
 class Prompt:
-    """Token ids, in which part of the answer the model begins ("content" or "reasoning"), whether it shall think, and
-    whether it may call tools."""
+    """Token ids, in which part of the answer the model begins ("content" or "reasoning"), whether it shall think,
+    whether it may call tools, and the adapter that answers (None: the model's own)."""
 
     ids: list[int]
     starts_in: Literal["content", "reasoning"] = "content"
     thinking: bool = False
     tools: bool = False
+    adapter: str | None = None
 
 
 @dataclass
@@ -128,21 +137,25 @@ async def render_chat(
         text = str(refusal).replace("\n", ". ")
         raise ApiError(400, f"the model's template refuses these messages (roles: {roles}): {text}", param="messages",
                        code="invalid_messages") from refusal  # fmt: skip
-    return Prompt(list(rendered.ids), rendered.starts_in, thinking=thinking, tools=bool(tools))
+    adapter = opened.adapter_for(thinking)
+    return Prompt(
+        list(rendered.ids), rendered.starts_in, thinking=thinking, tools=bool(tools), adapter=adapter
+    )
 
 
 def begun(opened: Opened, prompt: Prompt, content: str, reasoning: str = "") -> Prompt:
     """The prompt with the beginning of the answer behind it, as the model would have written it."""
-    open_id, close_id = reasoning_marks(opened.protocol)
+    open_id, _ = reasoning_marks(opened.protocol)
+    closing = closing_ids(opened.protocol)
     encode = opened.tokenizer.encode
-    if reasoning and close_id is not None:
+    if reasoning and closing and (open_id is not None or prompt.starts_in == "reasoning"):
         if prompt.starts_in == "content" and open_id is not None:  # the model writes this mark itself
             prompt.ids.append(open_id)
         prompt.ids += encode(reasoning)
         prompt.starts_in = "reasoning"
     if content:
-        if prompt.starts_in == "reasoning" and close_id is not None:
-            prompt.ids.append(close_id)
+        if prompt.starts_in == "reasoning":
+            prompt.ids += closing
         prompt.ids += encode(content)
         prompt.starts_in, prompt.thinking = "content", False
     return prompt
@@ -193,8 +206,10 @@ def check_token_ids(opened: Opened, ids: Sequence[int], param: str) -> None:
 
 
 def thinking_of_request(opened: Opened, effort: str | None) -> tuple[bool, int | None]:
-    """(think, at most so many tokens). A model that can think does unless told otherwise, as DeepSeek's API does."""
-    if opened.protocol.thinking != "native":
+    """(think, at most so many tokens). A model that can think does unless told otherwise, as DeepSeek's API does; one
+    that thinks by an adapter does when it is asked to."""
+    thinking = opened.protocol.thinking
+    if thinking == "none" or (thinking == "adapter" and effort is None):
         return False, None
     return thinking_of(effort or "high")
 
@@ -246,7 +261,8 @@ def submit(
             budget=thinking_budget,
             grammar=grammar,
         )
-        request = Request(prompt.ids, params, adapter=opened.adapter, cache_salt=salt, logits_hook=rules)
+        adapter = prompt.adapter or opened.adapter
+        request = Request(prompt.ids, params, adapter=adapter, cache_salt=salt, logits_hook=rules)
         handle = opened.engine.submit(request)
     except ShoalError as refusal:
         raise from_shoal(refusal, param=param) from refusal

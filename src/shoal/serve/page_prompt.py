@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal.data.types import Message
-from shoal.engine.constrain import reasoning_marks
+from shoal.engine.constrain import closing_ids
 from shoal.serve import answers
+from shoal.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
@@ -34,9 +35,14 @@ async def page_prompt(
     `thinking` counts only for an answer that has not begun: afterwards its own text says what it does.
     """
     content, reasoning = message["content"], message["reasoning"]
-    if reasoning_marks(opened.protocol)[1] is None:
+    if not closing_ids(opened.protocol):
         reasoning = ""
     if content or reasoning:
         thinking = bool(reasoning)
-    prompt = await answers.render_chat(opened, turns_of(history, params), thinking=thinking)
+    tools = params.get("tools")
+    if tools and not (opened.protocol.supports_tools and opened.protocol.marks.call_begin):
+        raise ApiError(
+            400, "how this model writes calls is not known here: take the tools out of this chat's settings"
+        )
+    prompt = await answers.render_chat(opened, turns_of(history, params), thinking=thinking, tools=tools)
     return answers.begun(opened, prompt, content, reasoning)

@@ -137,7 +137,7 @@ class Work:
     ) -> tuple[Prompt, int | None]:
         """(the prompt of a chat, how long it may think); raises ApiError."""
         effort = request.effort()
-        if reply is not None and opened.protocol.thinking != "native" and effort not in (None, "off"):
+        if reply is not None and opened.protocol.thinking == "none" and effort not in (None, "off"):
             self.tell_ignored(reply, request.thinking_fields, "this model does not think first")
         thinking, budget = answers.thinking_of_request(opened, effort)
         if request.thinking_budget is not None:
