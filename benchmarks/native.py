@@ -7,8 +7,10 @@ another build). Both programs run behind a pipe and take turns; the median of th
 the medians. What is compared, as issue-sized rows: reading 512 tokens; decoding 128 tokens after 16 with 1, 8 and 16
 streams, greedy; for SmolLM2-135M-Instruct as Q4_0 (requantised from the shipped file by llama.cpp itself), as Q8_0 and
 as shipped (Q4_1); held-out bits per byte of the 4-bit files; time to the first token over HTTP; start of the process;
-peak memory; decoding beside a busy process. Ours runs through the whole engine, llama.cpp through its C interface.
-The share of the limit is bytes read per token / measured bandwidth for decoding.
+peak memory; decoding beside a busy process; and two mixtures of experts (llama.cpp's deepseek2): nano in 8 bits, and
+random weights in the shape of eight layers of DeepSeek-V2-Lite (4.6B parameters) in 4 bits. Ours runs through the
+whole engine, llama.cpp through its C interface. The share of the limit is bytes read per token / measured bandwidth
+for decoding.
 """
 
 from __future__ import annotations
@@ -133,6 +135,61 @@ class Side:
         self.process.wait()
 
 
+# ---- the mixtures of experts
+
+V2_LITE: dict[str, Any] = {
+    "model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048, "num_hidden_layers": 8,
+    "first_k_dense_replace": 1, "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_attention_heads": 16,
+    "num_key_value_heads": 16, "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+    "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 1.0,
+    "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def export(target: Path, config: Any, weights: Any, dtype: Any) -> None:
+    """Write a GGUF file with nano's tokenizer."""
+    from shoal.data.tokenizer import load_tokenizer
+    from shoal.model.checkpoint.load import resolve
+    from shoal.model.checkpoint.save import save_gguf
+
+    save_gguf(target, weights, dtype=dtype, tokenizer=load_tokenizer(resolve("nano")).to_gguf())
+
+
+def write_nano(target: Path) -> None:
+    from shoal.model.checkpoint.load import resolve
+    from shoal.model.checkpoint.save import Weights
+    from shoal.model.checkpoint.source import open_source
+
+    source = open_source(resolve("nano"))
+    export(target, source.config, Weights.of_source(source, mtp=False), "q8_0")
+
+
+def write_v2_lite(target: Path) -> None:
+    """Random weights; every tensor is another piece of one long row of random numbers."""
+    import torch
+
+    from shoal.model.checkpoint.save import Weights
+    from shoal.model.checkpoint.shapes import parameter_shapes
+    from shoal.model.config import ModelConfig
+
+    config = ModelConfig.from_dict(V2_LITE)
+    shapes = parameter_shapes(config)
+    numbers = torch.randn(2**28, generator=torch.Generator().manual_seed(1)) * 0.02
+    begin = 0
+
+    def read(parameter: str, expert: int | None) -> Any:
+        nonlocal begin
+        shape = shapes[parameter] if expert is None else shapes[parameter][1:]
+        if len(shape) == 1:
+            return torch.ones(shape)
+        size = torch.Size(shape).numel()
+        begin = (begin + 999_983) % (len(numbers) - size)
+        return numbers[begin : begin + size].view(shape)
+
+    export(target, config, Weights(config, False, read), "q4_0")
+
+
 # ---- what is compared
 
 
@@ -247,14 +304,16 @@ def main() -> None:
     parser.add_argument(
         "--text", type=Path, help="UTF-8 text for bits per byte (its first 60,000 characters)"
     )
-    parser.add_argument("--only", default="", help="comma-separated: speed,bits,server,busy (default: all)")
+    parser.add_argument(
+        "--only", default="", help="comma-separated: speed,bits,server,busy,experts (default: all)"
+    )
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     if options.worker:
         return serve_pipe()
     if not options.peer_python:
         parser.error("--peer-python is needed (a Python with llama-cpp-python)")
-    parts = set(options.only.split(",")) if options.only else {"speed", "bits", "server", "busy"}
+    parts = set(options.only.split(",")) if options.only else {"speed", "bits", "server", "busy", "experts"}
 
     from shoal.model.checkpoint.load import resolve
     from shoal.ops.probe import cpu_name, measure
@@ -356,6 +415,37 @@ def main() -> None:
         row("q4_0: process start to first token", start_seconds(str(files["q4_0"])), None, "s")
     ours.close()
     peer.close()
+    for name, write in (("nano-q8_0", write_nano), ("v2-lite-8-layers-q4_0", write_v2_lite)):
+        if "experts" not in parts:
+            break
+        file = folder / f"{name}.gguf"
+        if not file.exists():
+            write(file)
+        starts: dict[str, list[float]] = {"shoal": [], "llama.cpp": []}
+        for _ in range(2):  # the first start of ours packs the weights and keeps them
+            ours = Side("shoal", [sys.executable, __file__, "--worker"])
+            peer = Side("llama.cpp", [options.peer_python, str(HERE / "llama_cpp_peer.py")])
+            for side in (ours, peer):
+                begin = time.perf_counter()
+                side.ask("load", path=str(file), threads=options.threads)
+                side.ask("prefill", tokens=16)
+                starts[side.name].append(time.perf_counter() - begin)
+            if len(starts["shoal"]) == 1:
+                ours.close()
+                peer.close()
+        row(f"{name}: load and first token, first time", starts["shoal"][0], starts["llama.cpp"][0], "s")
+        row(f"{name}: load and first token, later", starts["shoal"][1], starts["llama.cpp"][1], "s")
+        token_bytes = ours.ask("load", path=str(file), threads=options.threads)["token_bytes"]
+        mine, theirs = pair(
+            ours, peer, options.rounds, "decode", streams=1, prompt=DECODE[0], tokens=DECODE[1]
+        )
+        row(f"{name}: decode, 1 stream", mine, theirs, "tokens/s", peak.read_bytes_per_second / token_bytes)
+        mine, theirs = pair(ours, peer, options.rounds, "prefill", tokens=PREFILL)
+        row(f"{name}: prefill {PREFILL}", mine, theirs, "tokens/s")
+        sizes = [side.ask("memory")["peak_bytes"] / 1e6 for side in (ours, peer)]
+        row(f"{name}: peak memory of the process", sizes[0], sizes[1], "MB")
+        ours.close()
+        peer.close()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ _LONGEST = 512
 
 
 def suits(q_BLNH: Tensor, k_BLKH: Tensor) -> bool:
-    """Whether `row_attention` is the faster way: training, fp32 or bf16, on a CPU, short rows, a key head per query head."""
+    """Whether `row_attention` is the faster way: training in fp32 or bf16 on a CPU, short rows, a key head per query
+    head."""
     return (
         torch.is_grad_enabled()
         and q_BLNH.requires_grad
