@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,16 +61,16 @@ Start = Callable[..., str]
 
 
 @contextlib.contextmanager
-def running(app: object) -> Iterator[str]:
+def running(app: object, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The app behind a real socket, in a thread of this process."""
     sock = bind("127.0.0.1", 0)
     ready = threading.Event()
-    server = Server(app, on_ready=ready.set)  # type: ignore[arg-type]
+    server = Server(app, on_ready=ready.set, tls=tls)  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()
     assert ready.wait(30)
     try:
-        yield url_of(sock)
+        yield url_of(sock, tls=tls is not None)
     finally:
         server.should_exit = True
         thread.join(15)

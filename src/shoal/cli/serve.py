@@ -138,7 +138,6 @@ def command(
             f" {MIN_KEY_CHARACTERS} characters), or listen on 127.0.0.1. Give --tls-cert and --tls-key where the"
             " network is not yours: passwords and keys travel readable over plain HTTP.",
         )
-    tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
     file = upstreams or shoal_home() / FILE_NAME
     behind = read_upstreams(file) if upstreams is not None or file.is_file() else None
     if import_folder is not None and not import_folder.is_dir():
@@ -164,6 +163,7 @@ def command(
         idle_unload_seconds=idle_unload * 60 if idle_unload is not None else None,
         upstreams=Upstreams(behind.upstreams) if behind else None,
     )
+    tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
     sock = bind(host, port)
     try:
         app = create_app(settings, table, Store(place))
