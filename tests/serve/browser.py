@@ -65,8 +65,17 @@ def attend(query):
 LINES = "\n\n".join(f"Line {i} of a long answer." for i in range(200))
 
 
-def build_reciter(folder: Path, content: str, thoughts: str = "", *, endless: bool = False) -> Path:
+def build_reciter(
+    folder: Path,
+    content: str,
+    thoughts: str = "",
+    *,
+    endless: bool = False,
+    call: tuple[str, str] | None = None,
+) -> Path:
     """A Qwen3 checkpoint that says `content` whatever the question is; after `thoughts`, if it has any and is asked.
+
+    `call` (name, arguments): without thinking it calls this tool first, and says `content` once it has the result.
 
     `endless`: it begins again at its end (that of the thoughts, if it has any), until it is stopped or hurried.
 
@@ -101,6 +110,9 @@ def build_reciter(folder: Path, content: str, thoughts: str = "", *, endless: bo
     thinking, answer = pieces(thoughts), pieces(content)
     specials = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
     specials += ["<think>", "</think>"] if thoughts else []
+    named, arguments = (pieces(text) for text in call or ("", ""))
+    parts = ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end", "output▁begin", "output▁end")
+    specials += [f"<｜tool▁{part}｜>" for part in parts] if call else []
     bos, eos, _, assistant, *marks = range(len(vocab), len(vocab) + len(specials))
     before = [marks[0], *thinking, marks[1]] if thoughts else [assistant]
     chain = [*before, *answer, eos]
@@ -108,6 +120,10 @@ def build_reciter(folder: Path, content: str, thoughts: str = "", *, endless: bo
     embedding = np.random.default_rng(0).normal(size=(size, width)).astype(np.float32)
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     follows = dict(itertools.pairwise(chain))
+    if call:
+        begin, one, sep, end, ends, _, given = marks[2:]
+        called = [marks[1], begin, one, *named, sep, *arguments, end, ends, eos]
+        follows |= dict(itertools.pairwise(called)) | {given: answer[0]}
     if endless:
         loop = thinking or answer
         follows[loop[-1]] = loop[0]
@@ -148,18 +164,19 @@ def page_store() -> Store:
 
 @pytest.fixture(scope="session")
 def page_server(tmp_path_factory: pytest.TempPathFactory, page_store: Store) -> Iterator[str]:
-    """The address of a running server with reciters: `tour` (thinks), `lines` (long), `small` (tiny context), and two
-    that never end by themselves: `endless` writes, `ponder` thinks."""
+    """The address of a running server with reciters: `tour` (thinks), `lines` (long), `small` (tiny context), `caller`
+    (calls a tool), and two that never end by themselves: `endless` writes, `ponder` thinks."""
     from shoal.engine.open import open_model
 
     folder = tmp_path_factory.mktemp("page")
     texts = {"tour": (TOUR, THOUGHTS), "lines": (LINES,), "small": (LINES,), "endless": (LINES,),
-             "ponder": ("At last: 42.", THOUGHTS)}  # fmt: skip
+             "ponder": ("At last: 42.", THOUGHTS), "caller": ("It is sunny in Kobe.", "Hm.")}  # fmt: skip
     about = {"en": "Recites a text about latent attention.", "ja": "潜在注意についての文章を暗唱します。"}
     examples = {"en": ["Show me around"], "ja": ["案内してください"]}
     cards = []
     for name, text in texts.items():
-        spec = str(build_reciter(folder / name, *text, endless=name in ("endless", "ponder")))
+        call = ("weather", '{"city": "Kobe"}') if name == "caller" else None
+        spec = str(build_reciter(folder / name, *text, endless=name in ("endless", "ponder"), call=call))
         thinking: Any = "native" if len(text) > 1 else "none"
         cards.append(ModelCard(name, spec, description=about, examples=examples, context=8192, thinking=thinking,
                                size_bytes=1_500_000, parameters=400_000))  # fmt: skip

@@ -206,6 +206,7 @@ def test_two_owners_never_see_each_other(locked: str) -> None:
             ("GET", f"{mine}/events", None), ("POST", f"{mine}/restore", {}), ("POST", f"{mine}/messages", sent),
             ("POST", f"{mine}/messages/{message}/regenerate", {}), ("POST", f"{mine}/messages/{message}/stop", {}),
             ("POST", f"{mine}/messages/{message}/answer-now", {}),
+            ("POST", f"{mine}/messages/{message}/results", {"results": [{"id": "call_1", "result": "x"}]}),
             ("POST", f"{mine}/messages/{message}/feedback", {"value": 1}),
             ("POST", f"{mine}/messages/{message}/continue", {}), ("POST", f"{mine}/messages/{message}/tokens", {}),
             ("POST", f"{mine}/messages/{message}/prefer", {"over": made["assistants"][1]["id"]}),

@@ -29,8 +29,10 @@ from shoal.serve.page_bodies import (
     PdfFile,
     Prefer,
     Regenerate,
+    ToolResults,
     given,
 )
+from shoal.serve.page_prompt import calls_of
 from shoal.serve.pdf_text import pdf_text
 from shoal.serve.reply import Reply, while_connected
 from shoal.serve.settings import ServerSettings
@@ -71,6 +73,7 @@ class AppApi:
             Route(f"{chat}/messages", told(self.post_message), methods=["POST"]),
             Route(f"{message}/regenerate", told(self.regenerate), methods=["POST"]),
             Route(f"{message}/continue", told(self.go_on), methods=["POST"]),
+            Route(f"{message}/results", told(self.results), methods=["POST"]),
             Route(f"{message}/stop", self.stop, methods=["POST"]),
             Route(f"{message}/answer-now", self.answer_now, methods=["POST"]),
             Route(f"{message}/feedback", told(self.feedback), methods=["POST"]),
@@ -272,6 +275,8 @@ class AppApi:
         message = _found(await self._message(owner, chat_id, request), "message")
         if message["role"] != "assistant" or message["status"] not in ("stopped", "length", "error"):
             raise ApiError(409, "only an answer that was cut can be continued")
+        if message["tool_calls"]:
+            raise ApiError(409, "a call that was cut is not continued; ask again")
         slot = self.models.slot(message["model"])
         if not slot.abilities["continue"]:
             raise ApiError(
@@ -287,6 +292,27 @@ class AppApi:
             owner, chat_id, begun, with_files(history), slot=slot, thinking=thinking, params=params
         )
         return _json({"assistant": begun}, 202)
+
+    async def results(self, request: Request) -> Response:
+        """What the tools that an answer called gave back, by a person's hand, once; the model goes on below it."""
+        body = await _body(request, ToolResults)
+        owner, chat_id = _owner(request), request.path_params["chat"]
+        chat = await self._chat(owner, chat_id)
+        slot = self._slot(body.model, chat)
+        message = _found(await self._message(owner, chat_id, request), "message")
+        calls, given_back = calls_of(message), {each.id: each.result for each in body.results}
+        if not calls or any("result" in call for call in calls):
+            raise ApiError(409, "no call of this answer waits for a result")
+        if not given_back.keys() <= {call["id"] for call in calls}:
+            raise bad_field("results", "results: an id is none of this answer's calls")
+        self.generations.check_place(owner)
+        calls = [
+            call | ({"result": given_back[call["id"]]} if call["id"] in given_back else {}) for call in calls
+        ]
+        store, message_id = self.store.of(chat_id), message["id"]
+        await _off_loop(lambda: store.update_message(owner, message_id, tool_calls=calls))
+        assistant = await self._start(owner, chat, message_id, slot, body)
+        return _json({"message": message | {"tool_calls": calls}, "assistant": assistant}, 201)
 
     async def tokens(self, request: Request) -> Response:
         """The answer as its model reads it: each token's probability at its place, and the likeliest alternatives."""

@@ -106,6 +106,10 @@ MIGRATIONS = (
         action TEXT NOT NULL, target TEXT NOT NULL, address TEXT NOT NULL
     );
     """,
+    """
+    -- JSON: [{id, name, arguments, result}], what an answer calls; `result` once a person has given it
+    ALTER TABLE messages ADD COLUMN tool_calls TEXT;
+    """,
 )
 
 

@@ -7,8 +7,10 @@ chosen of two, a thumbs-up over a thumbs-down on the same question. reward: each
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
+from shoal.serve.page_prompt import turns_of_row
 from shoal.serve.store import FINAL, Store
 
 Kind = Literal["sft", "preference", "reward"]
@@ -55,9 +57,7 @@ def _reward(answers: list[dict[str, Any]], messages: Mapping[str, Any]) -> Itera
 _KINDS = {"sft": _sft, "preference": _preference, "reward": _reward}
 
 
-def _pair(
-    answer: Mapping[str, Any], chosen: Any, rejected: Any, messages: Mapping[str, Any]
-) -> dict[str, Any]:
+def _pair(answer: dict[str, Any], chosen: Any, rejected: Any, messages: Mapping[str, Any]) -> dict[str, Any]:
     return {"messages": _asked(answer, messages), "chosen": [chosen], "rejected": [rejected]}
 
 
@@ -67,14 +67,22 @@ def _asked(answer: Mapping[str, Any], messages: Mapping[str, Any]) -> list[dict[
     here = answer["parent_id"]
     while here in messages and len(turns) <= len(messages):
         turn = messages[here]
-        turns.append({"role": turn["role"], "content": turn["edited"] or turn["content"]})
+        turns += reversed(_turns(turn))
         here = turn["parent_id"]
     system = (answer["params"] or {}).get("system")
     return [*([{"role": "system", "content": system}] if system else []), *reversed(turns)]
 
 
-def _said(answer: Mapping[str, Any], edited: str | None = None) -> dict[str, Any]:
+def _turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row as the model was shown it: the results of its calls are turns of their own."""
+    turns = ({name: value for name, value in asdict(turn).items() if value} for turn in turns_of_row(row))
+    return [{"role": turn["role"], "content": ""} | turn for turn in turns]
+
+
+def _said(answer: dict[str, Any], edited: str | None = None) -> dict[str, Any]:
     said: dict[str, Any] = {"role": "assistant", "content": edited or answer["content"]}
+    if not edited and (calls := turns_of_row(answer | {"edited": None})[0].tool_calls):
+        said["tool_calls"] = list(calls)
     if answer["reasoning"] and not edited:  # an edited answer is not what the thought led to
         said["reasoning_content"] = answer["reasoning"]
     return said

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from shoal.engine.constrain import tools_constraint
 from shoal.engine.handle import Handle
 from shoal.engine.types import Finished, PromptProgress, Queued
 from shoal.errors import ShoalError
@@ -27,9 +28,10 @@ from shoal.serve.metrics import Metrics
 from shoal.serve.models import ModelTable, Slot
 from shoal.serve.page_prompt import page_prompt, turns_of
 from shoal.serve.store import Store
-
 from shoal.serve.upstream import RemoteModel
 from shoal.serve.upstream_chat import Asked, RemoteFinished, RemoteStream, remote_cost
+from shoal.serve.work import call_id
+
 if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
 
@@ -62,6 +64,8 @@ class Job:
     message: dict[str, Any]
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
+    calls: list[dict[str, str]] = field(default_factory=list)
+    """id, name, arguments (JSON text)"""
     status: str = "queued"
     error: str | None = None
     handle: Handle | None = None
@@ -85,7 +89,8 @@ class Job:
     def live(self) -> dict[str, Any]:
         """The fields of the message as they are now."""
         texts = {"content": "".join(self.content), "reasoning": "".join(self.reasoning)}
-        return texts | {"status": self.status, "error": self.error}
+        calls = {"tool_calls": [dict(call) for call in self.calls]} if self.calls else {}
+        return texts | calls | {"status": self.status, "error": self.error}
 
 
 class Channel:
@@ -300,16 +305,22 @@ class Generations:
         params: dict[str, Any],
     ) -> dict[str, Any]:
         """Fill the job's texts; returns the columns of the finished message."""
+        if isinstance(opened, RemoteModel):
+            return await self._answer_remote(channel, job, opened, history, thinking, params)
         message_id = job.message["id"]
         thinks, budget = answers.thinking_of_request(opened, thinking)
         prompt = await page_prompt(opened, history, job.message, params, thinking=thinks)
-        if isinstance(opened, RemoteModel):
-            return await self._answer_remote(channel, job, opened, history, thinking, params)
         limit = answers.check_room(opened, prompt, params.get("max_tokens"), "content")
         chosen = {name: params[name] for name in SAMPLING if params.get(name) is not None}
         sampling = replace(opened.defaults, **chosen, max_tokens=limit)
+        grammar = None
+        if tools := params.get("tools"):
+            held = await answers.off_loop(
+                lambda: tools_constraint(opened.protocol, tools, mode="auto"), "tools"
+            )
+            grammar = await answers.compiled(opened, held)
         job.handle = answers.submit(
-            opened, prompt, sampling, salt=job.owner, param="content", thinking_budget=budget
+            opened, prompt, sampling, salt=job.owner, param="content", thinking_budget=budget, grammar=grammar
         )
         if job.stopped:
             job.handle.cancel()
@@ -331,9 +342,6 @@ class Generations:
         assert finished is not None
         return self._columns(job, opened, finished)
 
-    def _add_part(self, channel: Channel, job: Job, part: Part) -> None:
-        if not part.text:
-            return
     async def _answer_remote(
         self,
         channel: Channel,
@@ -353,8 +361,9 @@ class Generations:
         begun = (
             (message["content"], message["reasoning"]) if message["content"] or message["reasoning"] else None
         )
-        turns = [{"role": turn.role, "content": turn.content} for turn in turns_of(history, params)]
-        fields = {name: params[name] for name in SAMPLING if params.get(name) is not None}
+        turns = [{name: value for name, value in asdict(turn).items() if value} | {"content": turn.content or ""}
+                 for turn in turns_of(history, params)]  # fmt: skip
+        fields = {name: params[name] for name in (*SAMPLING, "tools") if params.get(name) is not None}
         asked = Asked(model, turns, fields, thinking, params.get("max_tokens"), begun, salt=job.owner)
         stream = RemoteStream(asked, progress)
         try:
@@ -372,15 +381,26 @@ class Generations:
             await stream.aclose()
         return self._columns(job, cast("Opened", None), finished)
 
+    def _add_part(self, channel: Channel, job: Job, part: Part) -> None:
+        if not part.text and part.name is None:
+            return
         job.status = "writing"
-        if part.kind == "reasoning":
+        event = {"type": part.kind, "message": job.message["id"], "text": part.text}
+        if part.kind == "tool_call":
+            job.thought()
+            if part.name is not None:
+                job.calls.append({"id": call_id(), "name": part.name, "arguments": ""})
+            call = job.calls[-1]
+            call["arguments"] += part.text
+            event |= {"id": call["id"], "name": call["name"]}
+        elif part.kind == "reasoning":
             if job.thinking_since is None:
                 job.thinking_since = time.monotonic()
             job.reasoning.append(part.text)
         else:
             job.thought()
             job.content.append(part.text)
-        channel.put({"type": part.kind, "message": job.message["id"], "text": part.text})
+        channel.put(event)
 
     def _columns(self, job: Job, opened: Opened, finished: Finished) -> dict[str, Any]:
         usage, times = finished.usage, asdict(finished.timings)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from shoal.serve.schemas import MAX_TOKENS, Number, Text, Thinking, Whole
+from shoal.serve.schemas import MAX_TOKENS, Number, Text, Thinking, Whole, checked_tools
 
 ChatTitle = Annotated[Text, Field(max_length=300)]
 ModelName = Annotated[Text, Field(max_length=1000)]
@@ -36,9 +36,15 @@ class PageParams(PageBody):
 
 
 class ChatSettings(PageParams):
-    """Those of a whole chat, and whose words its system prompt are."""
+    """Those of a whole chat, whose words its system prompt are, and the tools that its answers may call."""
 
     persona: Annotated[Text, Field(max_length=100)] | None = None
+    tools: Any = None
+
+    @field_validator("tools")
+    @classmethod
+    def _functions(cls, tools: Any) -> Any:
+        return checked_tools(tools) or None
 
 
 class NewChat(PageBody):
@@ -73,6 +79,15 @@ class NewMessage(Regenerate):
     """A second model that answers the same question, so that people can choose."""
 
 
+class ToolResult(PageBody):
+    id: Id
+    result: Words
+
+
+class ToolResults(Regenerate):
+    results: list[ToolResult] = Field(min_length=1, max_length=128)
+
+
 class Prefer(PageBody):
     over: Id
 
@@ -89,6 +104,13 @@ class LibraryEntry(PageBody):
     text: Text = Field(max_length=100_000)
 
 
+class ImportedCall(PageBody):
+    id: Id
+    name: Annotated[Text, Field(max_length=128)]
+    arguments: Words
+    result: Words | None = None
+
+
 class ImportedMessage(PageBody):
     id: Id
     parent_id: Id | None = None
@@ -100,6 +122,7 @@ class ImportedMessage(PageBody):
     thinking_seconds: Number | None = Field(None, ge=0, le=1e9)
     reasoning_tokens: Whole | None = Field(None, ge=0, le=MAX_TOKENS)
     files: list[AttachedFile] | None = Field(None, max_length=200)
+    tool_calls: list[ImportedCall] | None = Field(None, max_length=128)
     feedback: Literal[-1, 0, 1] = 0
     edited: Words | None = None
     note: Text | None = Field(None, max_length=10_000)

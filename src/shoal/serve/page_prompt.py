@@ -14,12 +14,34 @@ if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
 
 
+NO_RESULT = "(no result was given)"
+
+
 def turns_of(history: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> list[Message]:
     """The system words and the path above an answer, as a strict template takes them."""
     system = params.get("system")
     turns = [Message(role="system", content=system)] if system else []
-    turns += [Message(role=m["role"], content=m["edited"] or m["content"]) for m in history]
+    turns += [turn for message in history for turn in turns_of_row(message)]
     return answers.repaired(turns)
+
+
+def calls_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The calls of an answer that count: not those it was cut in, nor those of one that a person wrote anew."""
+    whole = message["status"] == "done" and not message["edited"]
+    return list(message["tool_calls"] or []) if whole else []
+
+
+def turns_of_row(message: Mapping[str, Any]) -> list[Message]:
+    """A row of the store as turns: an answer's calls are followed by what people gave as their results."""
+    calls = calls_of(message)
+    made = tuple(
+        {"id": call["id"], "type": "function",
+         "function": {"name": call["name"], "arguments": call["arguments"]}}
+        for call in calls
+    )  # fmt: skip
+    turn = Message(message["role"], message["edited"] or message["content"], tool_calls=made or None)
+    return [turn, *(Message("tool", call.get("result") or NO_RESULT, tool_call_id=call["id"], name=call["name"])
+                    for call in calls)]  # fmt: skip
 
 
 async def page_prompt(

@@ -362,11 +362,7 @@ class ChatRequest(Sampling):
 
     def _check_tools(self) -> None:
         if self.tools is not None:
-            if not isinstance(self.tools, list) or len(self.tools) > MAX_TOOLS:
-                raise bad_field("tools", f"tools: a list of at most {MAX_TOOLS} functions is expected")
-            names = [_tool_name(tool, f"tools[{i}]") for i, tool in enumerate(self.tools)]
-            if len(set(names)) < len(names):
-                raise bad_field("tools", "tools: two of them have the same name")
+            checked_tools(self.tools)
         choice = self.tool_choice
         if isinstance(choice, dict):
             function = choice.get("function")
@@ -493,6 +489,18 @@ def parse_messages(value: Any) -> list[Message]:
                 place, f"{place}: only a last message of the assistant, without calls, can be continued"
             )
     return messages
+
+
+def checked_tools(tools: Any) -> Any:
+    """The list of functions as it is, once its shape is right."""
+    if tools is None:
+        return None
+    if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
+        raise bad_field("tools", f"tools: a list of at most {MAX_TOOLS} functions is expected")
+    names = [_tool_name(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
+    if len(set(names)) < len(names):
+        raise bad_field("tools", "tools: two of them have the same name")
+    return tools
 
 
 def _tool_name(tool: Any, place: str) -> str:

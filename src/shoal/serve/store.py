@@ -18,10 +18,10 @@ FINAL = ("done", "stopped", "error", "length")
 """Statuses of a message that nobody writes to any more."""
 UNDO_SECONDS = 24 * 3600.0
 """A deleted chat can be restored for so long; then it is gone."""
-_JSON = ("params", "usage", "timings", "cost", "files")
+_JSON = ("params", "usage", "timings", "cost", "files", "tool_calls")
 _COLUMNS = (
     "id, parent_id, role, content, reasoning, status, error, model, params, created_at, thinking_seconds,"
-    " reasoning_tokens, usage, timings, cost, files"
+    " reasoning_tokens, usage, timings, cost, files, tool_calls"
 )
 _CHAT = "id, title, model, created_at, updated_at, pinned, settings"
 TEMPORARY = "t"

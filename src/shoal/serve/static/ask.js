@@ -103,6 +103,23 @@ export async function goOn(message) {
   }
 }
 
+/**
+ * What the called tools gave back; the model goes on below.
+ * @param {Message} message @param {{id: string, result: string}[]} results
+ */
+export async function giveResults(message, results) {
+  const chat = state.chat;
+  if (!chat || runningMessage()) return;
+  state.failure = null;
+  const body = { results, model: state.modelId, thinking: effort() };
+  try {
+    const { message: changed, assistant } = await call("POST", address(message, "results"), body);
+    if (state.chat === chat) begin([changed, assistant]);
+  } catch (error) {
+    fail(error, () => giveResults(message, results));
+  }
+}
+
 /** Stop what runs; what was written stays. */
 export async function stop() {
   if (!state.chat) return;

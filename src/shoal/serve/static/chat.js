@@ -59,7 +59,7 @@ export async function openChat(id) {
 }
 
 /** What of a message others can change. @type {(keyof Message)[]} */
-const SHARED = ["status", "feedback", "edited", "note", "preference"];
+const SHARED = ["status", "feedback", "edited", "note", "preference", "tool_calls"];
 
 /**
  * Take over what another tab or device did in the open chat; an answer that was begun there comes into view.
@@ -83,7 +83,8 @@ export async function refresh() {
   Object.assign(chat, { title: title || chat.title, settings, pinned });
   const differs = (/** @type {Message} */ message) => {
     const known = chat.messages.get(message.id);
-    return !known || SHARED.some((name) => (known[name] ?? null) !== (message[name] ?? null));
+    const text = (/** @type {any} */ value) => JSON.stringify(value ?? null);
+    return !known || SHARED.some((name) => text(known[name]) !== text(message[name]));
   };
   const begun = messages.findLast((/** @type {Message} */ each) => isRunning(each) && !chat.messages.has(each.id));
   for (const message of messages) if (differs(message) || isRunning(message)) adopt(message);
@@ -149,6 +150,12 @@ function receive(event) {
     if (live.thinkingSince && message.content === "")
       message.thinking_seconds ??= (Date.now() - live.thinkingSince) / 1_000;
     message.content += event.text;
+    say("writing", live);
+  } else if (event.type === "tool_call") {
+    const { id: called, name, text } = event;
+    const calls = (message.tool_calls ??= []);
+    if (calls[calls.length - 1]?.id !== called) calls.push({ id: called, name, arguments: "" });
+    calls[calls.length - 1].arguments += text;
     say("writing", live);
   } else if (event.type === "done" || event.type === "error") {
     state.live.delete(id);

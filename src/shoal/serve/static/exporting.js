@@ -8,8 +8,9 @@ import { pathTo } from "./tree.js";
 /** @typedef {import("./store.js").Message} Message */
 
 const FORMAT = "shoal-chats-1";
+const NO_RESULT = "(no result was given)"; // as the server tells the model
 const KEPT = ["id", "parent_id", "role", "content", "reasoning", "model", "created_at", "thinking_seconds", "reasoning_tokens",
-  "files", "feedback", "edited", "note"]; // prettier-ignore
+  "files", "tool_calls", "feedback", "edited", "note"]; // prettier-ignore
 
 /** @param {string} name @param {string} type @param {string} text */
 function download(name, type, text) {
@@ -42,11 +43,17 @@ const withFiles = (message) =>
  */
 function asTraining(path, thoughts) {
   const { system } = state.chat?.settings ?? {};
-  const rows = path.map((message) => ({
-    role: message.role,
-    content: message.role === "user" ? withFiles(message) : message.edited || message.content,
-    ...(thoughts && message.reasoning && !message.edited ? { reasoning_content: message.reasoning } : {}),
-  }));
+  const rows = path.flatMap((message) => {
+    const calls = message.status === "done" && !message.edited ? (message.tool_calls ?? []) : [];
+    const tool_calls = calls.map(({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } }));
+    const row = {
+      role: message.role,
+      content: message.role === "user" ? withFiles(message) : message.edited || message.content,
+      ...(calls.length ? { tool_calls } : {}),
+      ...(thoughts && message.reasoning && !message.edited ? { reasoning_content: message.reasoning } : {}),
+    };
+    return [row, ...calls.map(({ id, result }) => ({ role: "tool", content: result || NO_RESULT, tool_call_id: id }))];
+  });
   return JSON.stringify({ messages: [...(system ? [{ role: "system", content: system }] : []), ...rows] }) + "\n";
 }
 
@@ -58,7 +65,11 @@ function asMarkdown(path, thoughts) {
     const who = message.role === "user" ? t("export.you") : (message.model ?? "");
     const files = (message.files ?? []).map(({ name, text }) => `**${name}**\n\n${fence(text)}\n${text}\n${fence(text)}\n\n`).join("");
     const before = thoughts && message.reasoning ? `${quote(message.reasoning)}\n\n` : "";
-    return `## ${who}\n\n${files}${before}${message.content}\n`;
+    const calls = (message.tool_calls ?? []).map(({ name, arguments: text, result }) => {
+      const given = result ? `\n\n${fence(result)}\n${result}\n${fence(result)}` : "";
+      return `\n\n**${name}**\n\n${fence(text)}json\n${text}\n${fence(text)}${given}`;
+    });
+    return `## ${who}\n\n${files}${before}${message.content}${calls.join("")}\n`;
   });
   return `# ${state.chat?.title ?? ""}\n\n${parts.join("\n")}`;
 }

@@ -4,6 +4,7 @@ import { html, memo, useLayoutEffect, useRef, useState } from "./lib.js";
 import { errorWords } from "./api.js";
 import { Blocks } from "./blocks.js";
 import { choose, goOn, judge, regenerate, send } from "./ask.js";
+import { Calls } from "./calls.js";
 import { grow } from "./composer.js";
 import { FileChips } from "./files.js";
 import { languageOf, money, number, seconds, t } from "./i18n.js";
@@ -112,13 +113,14 @@ function Ending({ message, busy }) {
   const more = () => goOn(message);
   if (message.status === "length") {
     const told = t(message.content ? "answer.outOfRoom" : "answer.outOfRoomThinking");
-    return html`<${Notice} words=${told} action=${t("action.goOn")} onAction=${more} disabled=${busy} />`;
+    const action = message.tool_calls ? undefined : t("action.goOn");
+    return html`<${Notice} words=${told} action=${action} onAction=${more} disabled=${busy} />`;
   }
   if (message.status === "stopped") {
     return html`<p class="ending">${t("answer.stopped")}
-      <button type="button" class="link" disabled=${busy} onClick=${more}>${t("action.goOn")}</button></p>`;
+      ${!message.tool_calls && html`<button type="button" class="link" disabled=${busy} onClick=${more}>${t("action.goOn")}</button>`}</p>`;
   }
-  if (message.status === "done" && !message.content.trim()) return html`<p class="ending">${t("answer.empty")}</p>`;
+  if (message.status === "done" && !message.content.trim() && !message.tool_calls) return html`<p class="ending">${t("answer.empty")}</p>`;
   return null;
 }
 
@@ -158,6 +160,7 @@ function Answer({ message, versions, busy, paired, onToggle }) {
   return html`<article class="answer" aria-label=${t("answer.of", { name: modelName(message) })} aria-busy=${running}>
     <${Reasoning} message=${message} live=${live} onToggle=${onToggle} />
     ${message.content && html`<${Blocks} text=${message.content} finished=${!running} />`}
+    ${message.tool_calls?.length && html`<${Calls} message=${message} busy=${busy} running=${running} />`}
     <${Waiting} message=${message} live=${live} />
     <${Ending} message=${message} busy=${busy} />
     ${!running && html`<${Actions} message=${message} versions=${paired ? [] : versions} busy=${busy || paired} />`}

@@ -6,7 +6,8 @@
  * @typedef {{id: string, parent_id: string | null, role: "user" | "assistant", content: string, reasoning: string,
  *   status: Status, error?: any, model?: string, created_at: number, thinking_seconds?: number,
  *   reasoning_tokens?: number, usage?: any, timings?: any, cost?: any, feedback?: -1 | 0 | 1, edited?: string,
- *   note?: string, preference?: -1 | 0 | 1, params?: any, files?: TextFile[] | null, revision?: number}} Message
+ *   tool_calls?: ToolCall[] | null, note?: string, preference?: -1 | 0 | 1, params?: any, files?: TextFile[] | null, revision?: number}} Message
+ * @typedef {{id: string, name: string, arguments: string, result?: string | null}} ToolCall
  * @typedef {{name: string, text: string, cut?: boolean}} TextFile
  * @typedef {{system?: string, persona?: string, [parameter: string]: any}} ChatSettings
  * @typedef {{id: string, title: string, updated_at: number, created_at: number, pinned: boolean, snippet?: string,

@@ -18,6 +18,9 @@ function Turn({ message, thoughts }) {
         ? html`<div class="text" lang=${languageOf(message.content)}>${message.content}</div>`
         : html`<${Blocks} text=${message.content} finished />`
     }
+    ${(message.tool_calls ?? []).map(
+      ({ name, arguments: text, result }) => html`<details><summary>${name}</summary><pre>${text}</pre>${result && html`<pre>${result}</pre>`}</details>`,
+    )}
   </section>`;
 }
 

@@ -57,8 +57,25 @@ function NumberField({ parameter, value, onChange }) {
   </label>`;
 }
 
+/** The tools in a text: a JSON list of functions, each as the API has it or without its wrapping. @param {string} text */
+function toolsIn(text) {
+  const found = text.trim() ? JSON.parse(text) : [];
+  if (!Array.isArray(found)) throw new SyntaxError("no list");
+  return found.map((tool) => (tool?.function ? tool : { type: "function", function: tool }));
+}
+
+/** @param {string} text */
+function isList(text) {
+  try {
+    return Boolean(toolsIn(text));
+  } catch {
+    return false;
+  }
+}
+
 export function Settings() {
   const [now, setNow] = useState(settings());
+  const [tools, setTools] = useState(now.tools ? JSON.stringify(now.tools, null, 1) : "");
   const node = useRef(/** @type {HTMLTextAreaElement | null} */ (null));
   useEffect(() => void readLibrary(), []);
   useLayoutEffect(() => grow(node.current, 12), [now.system]);
@@ -76,10 +93,16 @@ export function Settings() {
     value=${now[parameter.name]}
     onChange=${(/** @type {string} */ text) => set({ [parameter.name]: text === "" || Number.isNaN(Number(text)) ? "" : Number(text) })}
   />`;
+  const reset = () => {
+    setNow({});
+    setTools("");
+  };
   /** @param {Event} event */
   const save = (event) => {
     event.preventDefault();
-    saveSettings(now);
+    const { tools: _, ...rest } = now;
+    const list = toolsIn(tools);
+    saveSettings(list.length ? { ...rest, tools: list } : rest);
     close();
   };
   const worn = personas.find(({ name, text }) => name === now.persona && text === now.system)?.id ?? "";
@@ -107,11 +130,26 @@ export function Settings() {
       <details open=${REST.some(({ name }) => now[name] !== undefined)}>
         <summary><${Icon} name="chevron-right" />${t("settings.more")}</summary>${REST.map(field)}
       </details>
+      <details open=${Boolean(now.tools)}>
+        <summary><${Icon} name="chevron-right" />${t("settings.tools")}</summary>
+        <p>${t("settings.toolsAbout")}</p>
+        <textarea
+          class="source"
+          rows="6"
+          spellcheck="false"
+          value=${tools}
+          aria-label=${t("settings.tools")}
+          aria-invalid=${!isList(tools)}
+          placeholder=${'[{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'}
+          onInput=${(/** @type {any} */ event) => setTools(event.target.value)}
+        ></textarea>
+        ${!isList(tools) && html`<p role="alert">${t("settings.toolsWrong")}</p>`}
+      </details>
       <div class="buttons">
-        <button type="button" class="button" disabled=${!Object.keys(now).length} onClick=${() => setNow({})}>${t("settings.reset")}</button>
+        <button type="button" class="button" disabled=${!Object.keys(now).length && !tools} onClick=${reset}>${t("settings.reset")}</button>
         <span class="space"></span>
         <button type="button" class="button" onClick=${close}>${t("action.cancel")}</button>
-        <button class="button primary">${t("action.save")}</button>
+        <button class="button primary" disabled=${!isList(tools)}>${t("action.save")}</button>
       </div>
     </form>
   <//>`;
