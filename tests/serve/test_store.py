@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import ShoalError
-from shoal.serve.database import MIGRATIONS
 from shoal.serve.store import UNDO_SECONDS, Store
 
 
@@ -191,19 +190,3 @@ def test_an_answer_that_is_continued_is_found_whole(store: Store) -> None:
     store.update_message("a", ids[1], content="the first half and the rest", status="done")
     assert [chat["id"] for chat in store.chats("a", query="half and the")] == [chat_id]
     store._db.execute("INSERT INTO search (search) VALUES ('integrity-check')")
-
-
-def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    old = sqlite3.connect(tmp_path / "chats.sqlite")
-    old.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
-    old.execute("INSERT INTO chats (id, owner, title, created_at, updated_at) VALUES ('c', 'a', 'old', 1, 2)")
-    old.execute(
-        "INSERT INTO messages (id, owner, chat_id, role, content, status, created_at)"
-        " VALUES ('m', 'a', 'c', 'user', 'the old words', 'done', 1)"
-    )
-    old.commit()
-    old.close()
-    store = Store(tmp_path / "chats.sqlite")
-    (chat,) = store.chats("a", query="old words")
-    assert (chat["title"], chat["pinned"], chat["settings"]) == ("old", False, {})
-    assert store.messages("a", "c")[0]["files"] is None

@@ -119,5 +119,5 @@ def test_files_that_cannot_be_used_are_named(files: tuple[Path, Path], tmp_path:
 
 def test_serve_refuses_half_a_pair(files: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match="belong together"):
-        command(models=["nowhere"], host="127.0.0.1", api_key=None, log_level="warning", tls_cert=files[0], tls_key=None,
-                allowed_host=[], cors_origin=[], strict=False)  # fmt: skip
+        command(models=["nowhere"], host="127.0.0.1", api_key=None, log_level="warning", tls_cert=files[0],
+                tls_key=None, allowed_host=[], cors_origin=[], strict=False)  # fmt: skip

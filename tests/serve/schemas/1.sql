@@ -1,0 +1,40 @@
+-- The schema of version 1 as sqlite_master has it, and rows that a server of that time wrote.
+PRAGMA user_version = 1;
+CREATE TABLE chats (
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, title TEXT NOT NULL DEFAULT '',
+        model TEXT, created_at REAL NOT NULL, updated_at REAL NOT NULL, deleted_at REAL
+    );
+CREATE TABLE messages (
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,
+        chat_id TEXT NOT NULL REFERENCES chats (id) ON DELETE CASCADE,
+        parent_id TEXT REFERENCES messages (id) ON DELETE CASCADE,
+        role TEXT NOT NULL, content TEXT NOT NULL DEFAULT '', reasoning TEXT NOT NULL DEFAULT '',
+        status TEXT NOT NULL, error TEXT, model TEXT, params TEXT, created_at REAL NOT NULL,
+        thinking_seconds REAL, reasoning_tokens INTEGER, usage TEXT, timings TEXT, cost TEXT
+    );
+CREATE TABLE feedback (
+        seq INTEGER PRIMARY KEY, owner TEXT NOT NULL,
+        message_id TEXT NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+        value INTEGER NOT NULL, edited TEXT, note TEXT, created_at REAL NOT NULL
+    );
+CREATE VIRTUAL TABLE search USING fts5 (content, content='messages', content_rowid='seq', tokenize='trigram');
+CREATE INDEX chats_by_owner ON chats (owner, updated_at);
+CREATE INDEX messages_by_chat ON messages (chat_id, seq);
+CREATE INDEX messages_by_parent ON messages (parent_id);
+CREATE INDEX feedback_by_message ON feedback (message_id, seq);
+CREATE TRIGGER search_insert AFTER INSERT ON messages
+        WHEN new.status IN ('done', 'stopped', 'error', 'length')
+        BEGIN INSERT INTO search (rowid, content) VALUES (new.seq, new.content); END;
+CREATE TRIGGER search_final AFTER UPDATE OF status ON messages
+        WHEN old.status NOT IN ('done', 'stopped', 'error', 'length')
+            AND new.status IN ('done', 'stopped', 'error', 'length')
+        BEGIN INSERT INTO search (rowid, content) VALUES (new.seq, new.content); END;
+CREATE TRIGGER search_delete AFTER DELETE ON messages
+        WHEN old.status IN ('done', 'stopped', 'error', 'length')
+        BEGIN INSERT INTO search (search, rowid, content) VALUES ('delete', old.seq, old.content); END;
+INSERT INTO chats (id, owner, title, model, created_at, updated_at) VALUES ('c1', 'local', 'Boats', 'nano', 1.0, 2.0);
+INSERT INTO messages (id, owner, chat_id, parent_id, role, content, status, created_at)
+    VALUES ('m1', 'local', 'c1', NULL, 'user', 'How many boats? 何艘ですか', 'done', 1.0);
+INSERT INTO messages (id, owner, chat_id, parent_id, role, content, reasoning, status, model, created_at, usage)
+    VALUES ('m2', 'local', 'c1', 'm1', 'assistant', 'Three boats.', 'I count.', 'done', 'nano', 2.0, '{"prompt_tokens": 3}');
+INSERT INTO feedback (owner, message_id, value, edited, note, created_at) VALUES ('local', 'm2', -1, 'Four boats.', NULL, 3.0);
