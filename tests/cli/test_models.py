@@ -36,7 +36,9 @@ def test_import_list_show_remove(folder: Path, home: Path) -> None:
     mine = next(model for model in listed if model["name"] == "tiny")
     assert mine["path"] == str(home / "models" / "tiny") and mine["removable"] and mine["size_bytes"] > 0
     assert "tiny" in models("list").stdout and "context" in models("show", "tiny").stdout
-    assert models("remove", "tiny").exit_code == 0
+    with pytest.raises(UsageError, match="--yes"):
+        models("remove", "tiny")  # nobody there to be asked
+    assert models("remove", "tiny", "--yes").exit_code == 0
     left = json.loads(models("list", "--json").stdout)["models"]
     assert "tiny" not in {model["name"] for model in left}
 
@@ -54,3 +56,11 @@ def test_refusals(folder: Path) -> None:
     with pytest.raises(ShoalError, match="--force"):
         models("import", folder)
     assert models("import", folder, "--force").exit_code == 0
+
+
+def test_a_linked_model_leaves_its_files_where_they_are(folder: Path, home: Path) -> None:
+    entry = json.loads(models("import", folder, "--link", "--json").stdout)
+    weights = home / "models" / "tiny" / "model.safetensors"
+    assert weights.is_symlink() and entry["size_bytes"] >= weights.stat().st_size > 0
+    assert models("remove", "tiny", "-y").exit_code == 0
+    assert not weights.parent.exists() and (folder / "model.safetensors").is_file(), "only the links go"

@@ -7,6 +7,7 @@ never becomes part of a path. A folder may describe itself in `shoal.json` (the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -14,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ Thinking = Literal["none", "native", "adapter"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CARD = "shoal.json"
 _ADAPTER = "adapter_config.json"
+_COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -315,14 +317,15 @@ def import_model(
     name: str | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    move: bool = False,
+    how: Literal["copy", "link", "move"] = "copy",
 ) -> ModelEntry:
-    """Copy a checkpoint folder or GGUF file (a split one whole) into the table, after checking its headers.
+    """Bring a checkpoint folder or GGUF file (a split one whole) into the table, after checking its headers.
 
-    `move` links the files instead of copying where the file system can. Raises ShoalError for a damaged model, a name
-    in use (unless `force` and it is one of these) and a full disk; the table is then as it was.
+    "link" leaves the files where they are (symbolic links), "move" gives them a second name where the file system can.
+    Raises ShoalError for a damaged model, a name in use (unless `force` and it is one of these) and a full disk; the
+    table is then as it was.
     """
-    from shoal.model.checkpoint import gguf, load
+    from shoal.model.checkpoint import load
 
     path = load.resolve(Path(source))
     info = load.inspect(path)
@@ -330,21 +333,30 @@ def import_model(
         raise ShoalError(f"{path} cannot be used:\n" + "\n".join(f"- {line}" for line in info.problems))
     stem = path.name if path.is_dir() else re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
     name = _new_name(name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "model", force=force)
-    files = (
-        gguf.split_parts(path)
-        if path.is_file()
-        else sorted(file for file in path.iterdir() if _is_wanted(file))
-    )
+    files = files_of(path)
     total, done = sum(file.stat().st_size for file in files), 0
     with atomic_folder(models_folder() / name) as folder:
+        free = shutil.disk_usage(folder).free
+        if how == "copy" and total > free:
+            raise ShoalError(f"{path} has {total / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
+                             hint="Free some space, or import it with --link, which copies nothing.")  # fmt: skip
         for file in files:
-            _copy(file.resolve(), folder / file.name, link=move)
-            done += file.stat().st_size
-            if progress:
-                progress(done, total)
+            for size in _bring(file.resolve(), folder / file.name, how):
+                done += size
+                if progress:
+                    progress(done, total)
     entry = find(name)
     assert entry is not None, name
     return entry
+
+
+def files_of(path: Path) -> list[Path]:
+    """What belongs to a model: the parts of a GGUF, or of a folder weights and what describes them."""
+    from shoal.model.checkpoint import gguf
+
+    if path.is_file():
+        return list(gguf.split_parts(path))
+    return sorted(file for file in path.iterdir() if _is_wanted(file))
 
 
 def _is_wanted(file: Path) -> bool:
@@ -355,26 +367,44 @@ def _is_wanted(file: Path) -> bool:
     )
 
 
-def _copy(source: Path, target: Path, *, link: bool) -> None:
-    if link:
-        try:
+def _bring(source: Path, target: Path, how: str) -> Iterator[int]:
+    """Make the file appear at its target; yields how many bytes that were, as they come."""
+    if how == "link":
+        target.symlink_to(source)
+        yield source.stat().st_size
+        return
+    if how == "move":
+        with contextlib.suppress(OSError):  # another file system: copy
             os.link(source, target)
+            yield source.stat().st_size
             return
-        except OSError:
-            pass  # another file system: copy
-    shutil.copyfile(source, target)
+    with open(source, "rb") as old, open(target, "wb") as new:
+        while piece := old.read(_COPY_BYTES):
+            new.write(piece)
+            yield len(piece)
 
 
-def pull(hub_name: str, *, name: str | None = None, force: bool = False) -> ModelEntry:
-    """Download a hub model into the table. An interrupted download goes on where it stopped when asked again."""
-    from shoal.model.checkpoint import hub
+def pull(
+    hub_name: str,
+    *,
+    name: str | None = None,
+    file: str | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> ModelEntry:
+    """Download a hub model into the table (`file`: one GGUF of its repository). An interrupted download goes on where
+    it stopped when asked again; what is there is checked before it has a name here. Raises ShoalError."""
+    from shoal.model.checkpoint import hub, hub_files
 
     if not hub.is_hub_name(hub_name):
         raise UsageError(f"{hub_name!r} is no hub name", hint="Hub names look like owner/model.")
-    name = _new_name(name or hub_name.split("/")[1], force=force)
-    entry = import_model(hub.download(hub_name), name=name, force=force, move=True)
-    own = shoal_home() / "hub" / f"models--{hub_name.replace('/', '--')}"
-    shutil.rmtree(own, ignore_errors=True)
+    name = _new_name(name or (file or hub_name.split("/")[1]).removesuffix(".gguf"), force=force)
+    folder = shoal_home() / "hub" / f"pull--{hub_name.replace('/', '--')}"
+    here = hub.cached(hub_name) if file is None else None
+    source = here or hub_files.fetch(hub_name, folder, only=file, progress=progress)
+    entry = import_model(source / file if file else source, name=name, force=force, how="move")
+    for left in (folder, folder.with_name(folder.name.replace("pull--", "models--"))):
+        shutil.rmtree(left, ignore_errors=True)
     return entry
 
 

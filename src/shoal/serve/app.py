@@ -71,10 +71,10 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
 
     @contextlib.asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
-        models.start_loading(None)
+        models.start()
         yield
         await generations.close()
-        models.close()
+        await models.stop()
         ledger.close()
         accounts.close()
         store.close()

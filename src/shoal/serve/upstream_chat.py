@@ -17,6 +17,7 @@ from typing import Any
 from shoal.engine.types import Finished, PromptProgress, Timings, Usage
 from shoal.serve import answers
 from shoal.serve.answers import Event, Part
+from shoal.serve.caller import spend
 from shoal.serve.errors import not_yet
 from shoal.serve.schemas import ChatRequest
 from shoal.serve.upstream import RemoteModel, Route, Upstream, UpstreamFault, refusal
@@ -210,6 +211,7 @@ class RemoteStream:
         self._first_at = self._last_at = 0.0
         self._state: _Reader | None = None
         self._route: Route | None = None
+        self._booked = False
 
     async def start(self) -> None:
         """Raises ApiError when none of the upstreams gives a first text."""
@@ -247,8 +249,15 @@ class RemoteStream:
             raise
 
     async def aclose(self) -> None:
+        """Also books on whoever asked what the upstream told of its work."""
         if self._reader is not None:
             await self._reader.aclose()
+        end = self.stopped()
+        if end.told and not self._booked:
+            self._booked = True
+            spend(self._asked.model.name, prompt_tokens=end.usage.prompt_tokens,
+                  completion_tokens=end.usage.completion_tokens, usd=end.usd,
+                  seconds=end.timings.first_token_seconds + end.timings.decode_seconds)  # fmt: skip
 
     def stopped(self) -> RemoteFinished:
         """The end of an answer that was cut here, with what is known of it."""

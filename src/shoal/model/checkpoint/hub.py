@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from shoal.errors import ShoalError
@@ -37,7 +38,7 @@ def is_hub_name(spec: str) -> bool:
     )
 
 
-def _offline(name: str, why: str) -> ShoalError:
+def offline(name: str, why: str) -> ShoalError:
     return ShoalError(
         f"cannot get {name} from the hub: {why}",
         hint=(
@@ -46,6 +47,26 @@ def _offline(name: str, why: str) -> ShoalError:
             "and give the folder instead of the name. If the folder name was meant, check its spelling."
         ),
     )
+
+
+def cached(
+    name: str, caches: Sequence[Path | None] | None = None, patterns: Sequence[str] = ALLOWED
+) -> Path | None:
+    """The folder of a hub model in one of these caches; default: the hub's ordinary one, then ours."""
+    import huggingface_hub
+
+    for cache in caches or (None, shoal_home() / "hub"):
+        try:
+            found = Path(
+                huggingface_hub.snapshot_download(
+                    name, cache_dir=cache, allow_patterns=list(patterns), local_files_only=True
+                )
+            )
+        except Exception:  # the library raises many kinds; each only means "not in this cache"
+            continue
+        if (found / "config.json").is_file():
+            return found
+    return None
 
 
 def download(name: str, *, config_only: bool = False) -> Path:
@@ -59,22 +80,13 @@ def download(name: str, *, config_only: bool = False) -> Path:
         import huggingface_hub
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     except ImportError as error:
-        raise _offline(name, "the package huggingface_hub is not installed") from error
+        raise offline(name, "the package huggingface_hub is not installed") from error
     caches: list[Path | None] = [None, shoal_home() / "hub"]
     patterns = ALLOWED
     if config_only:
         caches, patterns = [*caches, shoal_home() / "hub-configs"], ["config.json"]
-    for cache in caches:
-        try:
-            found = Path(
-                huggingface_hub.snapshot_download(
-                    name, cache_dir=cache, allow_patterns=patterns, local_files_only=True
-                )
-            )
-        except Exception:  # the library raises many kinds; each only means "not in this cache"
-            continue
-        if (found / "config.json").is_file():
-            return found
+    if (found := cached(name, caches, patterns)) is not None:
+        return found
     try:
         return Path(huggingface_hub.snapshot_download(name, cache_dir=caches[-1], allow_patterns=patterns))
     except GatedRepoError as error:
@@ -83,8 +95,8 @@ def download(name: str, *, config_only: bool = False) -> Path:
             hint=f"Accept them at https://huggingface.co/{name}, then set HF_TOKEN to a token of yours.",
         ) from error
     except RepositoryNotFoundError as error:
-        raise _offline(name, "no such public model") from error
+        raise offline(name, "no such public model") from error
     except Exception as error:
-        raise _offline(
+        raise offline(
             name, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer'}"
         ) from error
