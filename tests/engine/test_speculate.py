@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import Counter
@@ -14,10 +15,20 @@ import pytest
 import torch
 
 from shoal.data.tokenizer import Tokenizer
+from shoal.engine.constrain import AnswerRules, Compiler, json_constraint
 from shoal.engine.engine import Engine
 from shoal.engine.sampling import filtered
 from shoal.engine.scheduler import Sequence as TokenSequence
-from shoal.engine.speculate import Always, LookupDrafter, Offer, Policy, Speculator, StepTimes, WhatPays
+from shoal.engine.speculate import (
+    Always,
+    ForcedDrafter,
+    LookupDrafter,
+    Offer,
+    Policy,
+    Speculator,
+    StepTimes,
+    WhatPays,
+)
 from shoal.engine.speculate_models import ModelDrafter, MTPDrafter
 from shoal.engine.torch_runner import TorchRunner
 from shoal.engine.types import Delta, Finished, Piece, Request, SamplingParams
@@ -78,6 +89,7 @@ def build(network: CausalLM, tokenizer: Tokenizer) -> Iterator[Build]:
             None: lambda: None,
             "lookup": LookupDrafter,
             "mtp": lambda: MTPDrafter(own),
+            "forced": ForcedDrafter,
             "model": lambda: ModelDrafter(runner(network, 2048)),
         }.get(kind, lambda: ScriptDrafter(kind))()
         speculator = None if drafter is None else Speculator([drafter], policy or Always())
@@ -244,6 +256,24 @@ def test_sampling_keeps_the_distribution(build: Build, network: CausalLM) -> Non
     assert statistic < degrees * (1 - part + 3.09 * math.sqrt(part)) ** 3, (
         "less likely than one in a thousand"
     )
+
+
+def test_what_a_grammar_forces_is_drafted(build: Build, tokenizer: Tokenizer) -> None:
+    """JSON with long names: the same answer, and what was forced was right."""
+    compiler = Compiler(tokenizer, 384, [1])
+    names = ["one_long_name", "another_long_name", "the_last_name_of_all"]
+    schema = {"type": "object", "properties": {name: {"enum": ["a", "b", 3]} for name in names}, "required": names,
+              "additionalProperties": False}  # fmt: skip
+    answers = []
+    for kind in (None, "forced"):
+        grammar = compiler.compile(json_constraint(schema, strict=True, param="response_format"))
+        rules = AnswerRules(tokenizer, (None, None), thinking=False, grammar=grammar)
+        params = {"temperature": 0.8, "seed": 1, "max_tokens": 100, "stop_token_ids": (1,)}
+        answers.append(ask(build(kind), prompts(1)[0], hook=rules, **params))
+    assert said(answers[0]) == said(answers[1])
+    usage = answers[1][1].usage
+    assert usage.accepted_tokens > 0.5 * usage.draft_tokens > 5
+    assert set(json.loads("".join(p.text for p in answers[1][0]))) == set(names)
 
 
 def test_a_request_can_do_without(build: Build) -> None:

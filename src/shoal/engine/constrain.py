@@ -380,6 +380,14 @@ class AnswerRules:
         logits[: len(allowed)][allowed == 0] = -np.inf
         logits[len(allowed) :] = -np.inf
 
+    def must_follow(self, answer_ids: Sequence[int]) -> list[int]:
+        """The tokens that must come next in their usual spelling (text that the grammar leaves no choice of): guesses
+        for speculation."""
+        if not self.wants(answer_ids) or self._must_open or self._thinking or not self._holds():
+            return []
+        assert self._grammar is not None
+        return self._grammar.matcher.compute_ff_tokens()
+
     def _take(self, token_id: int) -> None:
         self._tail = [*self._tail[-7:], token_id]
         if self._forced:

@@ -266,7 +266,9 @@ class Engine:
         return _Active(
             request=request,
             handle=handle,
-            sequence=scheduling.Sequence(prompt, len(prompt), root=root),
+            sequence=scheduling.Sequence(
+                prompt, len(prompt), root=root, forced=getattr(request.logits_hook, "must_follow", None)
+            ),
             sampler=Sampler(
                 params, prompt_ids=prompt, vocab_size=self.runner.vocab_size, end_ids=list(end_ids)
             ),

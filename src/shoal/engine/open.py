@@ -14,7 +14,7 @@ from shoal.engine.engine import Engine
 from shoal.engine.prefix import DiskBlocks
 from shoal.engine.runner import Runner
 from shoal.engine.runners import RunnerChoice
-from shoal.engine.speculate import Drafter, LookupDrafter, Speculator
+from shoal.engine.speculate import Drafter, ForcedDrafter, LookupDrafter, Speculator
 from shoal.engine.speculate_models import ModelDrafter, MTPDrafter
 from shoal.engine.types import SamplingParams
 from shoal.errors import ShoalError, UsageError
@@ -86,7 +86,8 @@ def open_model(
     cache_bytes: memory for the cache of all requests; default a quarter of what is free. Untouched parts cost nothing.
     cache_disk_bytes: so much of the cache is kept in the user's data folder over restarts; 0: nothing.
     speculate: who drafts tokens - "lookup" (what stood there before), "mtp" (the model's own module), a small model of
-    the same tokenizer by its name, "auto" (the first two, where there are) or "off". Answers are the same with all.
+    the same tokenizer by its name, "auto" (the first two, where there are) or "off"; but for "mtp" and "off" also what
+    a grammar forces. Answers are the same with all.
     progress: called with (bytes done, bytes in all) while the weights are read.
     """
     choice = RunnerChoice(runner, quant, dtype, device).resolved()
@@ -181,9 +182,8 @@ def _speculator(
     if speculate == "off":
         return None
     if speculate == "mtp" and not runner.has_mtp:
-        hint = "Take --speculate auto, or --runner torch."
-        raise UsageError("no multi-token prediction module is loaded", hint=hint)
-    drafters: list[Drafter] = [] if speculate == "mtp" else [LookupDrafter()]
+        raise UsageError("no multi-token prediction module is loaded", hint="Take --speculate auto.")
+    drafters: list[Drafter] = [] if speculate == "mtp" else [ForcedDrafter(), LookupDrafter()]
     if speculate in ("auto", "mtp") and runner.has_mtp:
         drafters.append(MTPDrafter(runner))
     elif speculate not in ("auto", "lookup"):

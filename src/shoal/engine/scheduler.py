@@ -46,6 +46,8 @@ class Sequence:
     """Positions run through the network for it, those of rejected drafts and of a second reading included."""
     preemptions: int = 0
     """How often its places in the cache were taken."""
+    forced: Callable[[SequenceOf[int]], list[int]] | None = None
+    """What its own rules leave no choice of behind an answer so far."""
     _keys: list[bytes] = field(default_factory=list)
     _registered: int = 0
     _reached: int = 0  # as far as it ever came: what a preemption takes is read twice, and is no hit

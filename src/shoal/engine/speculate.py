@@ -99,6 +99,25 @@ class LookupDrafter:
             self._ends.pop(sequence, None)
 
 
+class ForcedDrafter:
+    """What a grammar forces: names of fields, heads of calls. Nearly always right (a model may spell them in other
+    tokens) and free."""
+
+    name: str = "forced"
+    seconds_per_token: float = 0.0
+    expected: Sequence[float] = (0.9,)
+
+    def offer(self, sequence: TokenSequence, most: int) -> Offer | None:
+        tokens = sequence.forced(sequence.answer_ids)[:most] if sequence.forced else []
+        return Offer(sequence, self, 0, len(tokens), tokens) if tokens else None
+
+    def draft(self, offers: Sequence[Offer], counts: Sequence[int]) -> list[list[int]]:
+        return [list(offer.tokens or ())[:count] for offer, count in zip(offers, counts, strict=True)]
+
+    def forget(self, sequence: TokenSequence | None) -> None:
+        pass
+
+
 class Rate:
     """How often a guess is right, the newest guesses counting most."""
 
