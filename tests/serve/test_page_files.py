@@ -29,10 +29,10 @@ PARTS = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in (STATIC / "i18n" / part).glob("*.json")
     }
-    for part in (".", "dialogs", "cost")
+    for part in (".", "dialogs", "cost", "account")
 }
 WORDS = {
-    language: words | PARTS["dialogs"][language] | PARTS["cost"][language]
+    language: words | PARTS["dialogs"][language] | PARTS["cost"][language] | PARTS["account"][language]
     for language, words in PARTS["."].items()
 }
 

@@ -91,7 +91,9 @@ class AppApi:
 
     async def state(self, request: Request) -> Response:
         models = [self._model(self.models.slots[name]) for name in self.models.slots]
-        return _json({"version": shoal.__version__, "models": models, "default_model": self.models.default,
+        caller = request.scope["shoal.caller"]
+        user = {"name": caller.name, "admin": caller.admin} if caller.name else None
+        return _json({"version": shoal.__version__, "user": user, "models": models, "default_model": self.models.default,
                       "more_models_hint": MORE_MODELS, "last_change": self.changes.last(_owner(request))})  # fmt: skip
 
     def _model(self, slot: Slot) -> dict[str, Any]:

@@ -80,6 +80,7 @@ async function request(method, path, body) {
     data = null; // an answer that is not JSON is described by its status below
   }
   if (answer.ok) return data;
+  if (answer.status === 401 && path !== "api/session" && path !== "api/account/password") dispatchEvent(new Event("shoal-signed-out"));
   const { message, hint } = errorWords(data);
   throw new ApiError(message || `${answer.status} ${answer.statusText}`, hint, answer.status);
 }

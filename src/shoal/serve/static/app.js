@@ -1,7 +1,6 @@
 // @ts-check
 // The page as a whole: header, thread, composer; and what happens when it opens.
 import { html, Icon, render, useEffect, useRef, useState } from "./lib.js";
-import { call, errorWords } from "./api.js";
 import { send, stop } from "./ask.js";
 import { openChat } from "./chat.js";
 import { Composer } from "./composer.js";
@@ -36,32 +35,22 @@ function Empty() {
   </div>`;
 }
 
-/** The page could not start: the server is away, or wants a key, which becomes a cookie that scripts cannot read. */
+/** @type {any} the view to come in by, once it is loaded */
+let Login;
+
+/** The page could not start: the server is away, or wants to know who asks. */
 function StartError() {
-  const [key, setKey] = useState("");
   const error = state.startError;
   if (!error) return null;
   if (!error.needsKey) {
     return html`<${Notice} error words=${error.message} hint=${error.hint} action=${t("action.retry")} onAction=${start} />`;
   }
-  /** @param {Event} event */
-  const submit = async (event) => {
-    event.preventDefault();
-    try {
-      await call("POST", "api/session", { key });
-      start();
-    } catch (refusal) {
-      state.startError = { ...errorWords(refusal), needsKey: true };
-      changed();
-    }
-  };
-  /** @param {any} event */
-  const onInput = (event) => setKey(event.target.value);
-  return html`<form class="key" onSubmit=${submit}>
-    <${Notice} error words=${error.message} hint=${error.hint} />
-    <label>${t("key.label")}<input type="password" autocomplete="current-password" value=${key} onInput=${onInput} /></label>
-    <button class="button primary" disabled=${!key}>${t("key.open")}</button>
-  </form>`;
+  if (Login) return html`<${Login} onDone=${start} />`;
+  import("./account/login.js").then((file) => {
+    Login = file.Login;
+    changed();
+  });
+  return null;
 }
 
 /** A question that did not get through. */
@@ -192,6 +181,10 @@ addEventListener(
   "hashchange",
   () => location.hash.slice(1) !== (state.chat?.id ?? "") && openChat(location.hash.slice(1) || null),
 );
+addEventListener("shoal-signed-out", () => {
+  state.startError ??= { message: "", hint: "", needsKey: true };
+  changed();
+});
 keepShell();
 setInterval(() => runningMessage() && changed(), 1_000); // the clocks of what runs
 draw();

@@ -18,6 +18,8 @@ const FILES = {
   Export: () => import("./dialogs/export.js"),
   File: () => import("./dialogs/file.js"),
   Tokens: () => import("./dialogs/tokens.js"),
+  Account: () => import("./account/account.js"),
+  Team: () => import("./account/team.js"),
 };
 /** @type {Record<string, any>} views that are loaded */
 const views = {};

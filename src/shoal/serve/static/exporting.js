@@ -21,6 +21,9 @@ function download(name, type, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
+/** The server notes that chats were taken out, not which. @param {number} chats */
+const note = (chats) => call("POST", "api/account/exported", { chats }).catch(() => {});
+
 /** A file's name from a title. @param {string} title @param {string} ending */
 const fileName = (title, ending) => `${title.replace(/[\\/:*?"<>|\s]+/g, " ").trim().slice(0, 60) || "chat"}.${ending}`;
 
@@ -89,6 +92,7 @@ export async function exportChat(form, thoughts) {
     const { asPage } = await import("./webpage.js");
     download(name("html"), "text/html", await asPage(chat.title, path, thoughts, dateTime(chat.created_at)));
   }
+  note(1);
 }
 
 /** Every chat in one JSON file. @param {(done: number, total: number) => void} onStep @returns {Promise<number>} how many */
@@ -108,5 +112,6 @@ export async function exportAll(onStep) {
     chats.push(asJson(chat, messages));
   }
   download(`shoal-chats-${new Date().toISOString().slice(0, 10)}.json`, "application/json", JSON.stringify({ format: FORMAT, chats }));
+  if (chats.length) note(chats.length);
   return chats.length;
 }

@@ -27,7 +27,7 @@ async function read(part, of) {
   return answer.json();
 }
 
-/** Load the words of a part that is not always needed. @param {"dialogs" | "cost"} part */
+/** Load the words of a part that is not always needed. @param {"dialogs" | "cost" | "account"} part */
 export async function withWords(part) {
   if (parts.includes(part)) return;
   Object.assign(words, await read(part, language));

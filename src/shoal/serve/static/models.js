@@ -13,6 +13,7 @@ export async function readState() {
   try {
     const answer = await call("GET", "api/state");
     state.version = answer.version ?? "";
+    state.user = answer.user ?? null;
     state.lastChange ||= answer.last_change ?? 0;
     state.models = answer.models ?? [];
     state.moreModelsHint = words(answer.more_models_hint);

@@ -147,6 +147,7 @@ export function Sidebar() {
     <div class="foot">
       <${IconButton} icon="settings" name=${t("options.title")} label onClick=${() => openDialog("options")} />
       <span class="space"></span>
+      ${state.user && html`<${IconButton} icon="user-round" name=${state.user.name} onClick=${() => openDialog("account")} />`}
       <${IconButton} icon="keyboard" name=${t("keys.title")} keys="Ctrl+/" onClick=${() => openDialog("keys")} />
     </div>
   </nav>`;

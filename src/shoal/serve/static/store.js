@@ -32,6 +32,8 @@ export const state = {
   /** @type {{message: string, hint: string, needsKey: boolean} | null} the page itself could not start */
   startError: null,
   version: "",
+  /** @type {{name: string, admin: boolean} | null} who has signed in, where people do */
+  user: null,
   lastChange: 0, // the number of what others did last, as far as we know
   /** @type {Model[]} */
   models: [],
