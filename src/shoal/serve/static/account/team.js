@@ -1,0 +1,102 @@
+// @ts-check
+// For the admin: who may use this server, what everybody has used, and what was done.
+import { html, useEffect, useRef, useState } from "../lib.js";
+import { call } from "../api.js";
+import { Frame } from "../dialogs.js";
+import { dateTime, t } from "../i18n.js";
+import { Notice } from "../parts.js";
+import { state } from "../store.js";
+import { Secret, said } from "./account.js";
+import { Figures } from "./figures.js";
+
+/** @typedef {{id: string, name: string, admin: boolean, keys: number, created_at: number, seen_at: number | null}} User */
+/** @typedef {{seq: number, at: number, name: string, action: string, target: string, address: string}} Entry */
+
+/** @param {{user: User, act: (work: () => Promise<any>) => void}} props */
+function Person({ user, act }) {
+  const [sure, setSure] = useState(false);
+  const path = `api/admin/users/${user.id}`;
+  const change = (/** @type {object} */ body) => act(() => call("PATCH", path, body));
+  const seen = user.seen_at ? t("team.seen", { when: dateTime(user.seen_at) }) : t("team.neverSeen");
+  const own = user.name === state.user?.name;
+  const button = (/** @type {string} */ words, /** @type {() => void} */ run) =>
+    html`<button type="button" class="button" aria-label=${`${words}: ${user.name}`} onClick=${run}>${words}</button>`;
+  return html`<li>
+    <div><b>${user.name}</b>${user.admin && html`<span class="badge">${t("team.admin")}</span>`}<p>${seen}</p></div>
+    <div class="buttons">
+      ${sure
+        ? [button(t("action.cancel"), () => setSure(false)), button(t("team.reallyRemove"), () => act(() => call("DELETE", path)))]
+        : [
+            button(t("team.newPassword"), () => change({ new_password: true })),
+            !own && button(t(user.admin ? "team.makeMember" : "team.makeAdmin"), () => change({ admin: !user.admin })),
+            !own && button(t("team.remove"), () => setSure(true)),
+          ]}
+    </div>
+  </li>`;
+}
+
+function Log() {
+  const [entries, setEntries] = useState(/** @type {Entry[]} */ ([]));
+  const [more, setMore] = useState(true);
+  const read = async () => {
+    const before = entries.length ? `&before=${entries[entries.length - 1].seq}` : "";
+    const { entries: older } = await call("GET", `api/admin/audit?limit=30${before}`);
+    setEntries([...entries, ...older]);
+    setMore(older.length === 30);
+  };
+  useEffect(() => void read(), []);
+  const row = (/** @type {Entry} */ { seq, at, name, action, target, address }) => html`<tr key=${seq}>
+    <th scope="row">${dateTime(at)}</th><td class="words">${name}</td>
+    <td class="words">${action.replaceAll("_", " ")}${target && `: ${target}`}</td><td class="words">${address}</td>
+  </tr>`;
+  return html`<h3>${t("team.log")}</h3>
+    <p>${t("team.logAbout")}</p>
+    <div class="table"><table class="figures"><tbody>${entries.map(row)}</tbody></table></div>
+    ${more && html`<div class="buttons start"><button type="button" class="button" onClick=${read}>${t("history.older")}</button></div>`}`;
+}
+
+export function Team() {
+  const [users, setUsers] = useState(/** @type {User[]} */ ([]));
+  const [usage, setUsage] = useState(/** @type {any[]} */ ([]));
+  const [made, setMade] = useState(/** @type {{name: string, password: string} | null} */ (null));
+  const [told, setTold] = useState("");
+  const form = useRef(/** @type {HTMLFormElement | null} */ (null));
+  /** @param {() => Promise<any>} [work] */
+  const act = async (work) => {
+    setTold("");
+    setMade(null);
+    try {
+      const answer = await work?.();
+      if (answer?.password) setMade(answer);
+      setUsers((await call("GET", "api/admin/users")).users);
+      setUsage((await call("GET", "api/admin/usage?days=30")).users);
+    } catch (error) {
+      setTold(said(error));
+    }
+  };
+  useEffect(() => void act(), []);
+  /** @param {Event} event */
+  const add = (event) => {
+    event.preventDefault();
+    const given = new FormData(/** @type {HTMLFormElement} */ (form.current));
+    const body = { name: String(given.get("name")).trim(), admin: given.get("admin") === "on" };
+    act(async () => {
+      const answer = await call("POST", "api/admin/users", body);
+      form.current?.reset();
+      return answer;
+    });
+  };
+  return html`<${Frame} title=${t("team.title")} wide>
+    ${told && html`<${Notice} error words=${told} />`}
+    ${made && html`<${Secret} words=${t("team.passwordOnce", { name: made.name })} text=${made.password} />`}
+    <ul class="library people">${users.map((user) => html`<${Person} key=${user.id} user=${user} act=${act} />`)}</ul>
+    <form class="inline" ref=${form} onSubmit=${add}>
+      <label>${t("login.name")}<input class="field" name="name" required maxlength="64" autocomplete="off" autocapitalize="none" spellcheck=${false} /></label>
+      <label class="check"><input type="checkbox" name="admin" />${t("team.admin")}</label>
+      <button class="button primary">${t("team.add")}</button>
+    </form>
+    <h3>${t("account.usage")}</h3>
+    <${Figures} rows=${usage} first=${t("team.person")} />
+    <${Log} />
+  <//>`;
+}
