@@ -93,7 +93,8 @@ class AppApi:
         models = [self._model(self.models.slots[name]) for name in self.models.slots]
         caller = request.scope["shoal.caller"]
         user = {"name": caller.name, "admin": caller.admin} if caller.name else None
-        return _json({"version": shoal.__version__, "user": user, "models": models, "default_model": self.models.default,
+        return _json({"version": shoal.__version__, "user": user,
+                      "models": models, "default_model": self.models.default,
                       "more_models_hint": MORE_MODELS, "last_change": self.changes.last(_owner(request))})  # fmt: skip
 
     def _model(self, slot: Slot) -> dict[str, Any]:
