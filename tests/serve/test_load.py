@@ -9,6 +9,7 @@ import queue
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,8 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from tests.serve.test_fuzz import case, fault_of
+
+from shoal.serve.listener import bind
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -142,6 +147,44 @@ def test_a_page_that_only_listens_is_not_waited_for(tiny_model: Path) -> None:
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.browser
+def test_an_answer_outlives_kill_9(browser: Any, patient_model: Path, home: Path) -> None:
+    """The page says that the server is gone, finds it again, shows what was written and lets it go on."""
+    with bind("127.0.0.1", 0) as free:
+        port = str(free.getsockname()[1])
+    context = browser.new_context(locale="en-US", service_workers="block")
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    with serving(patient_model, "--port", port) as (process, client):
+        chat_id = client.post("/api/chats", json={"title": "cut"}).json()["id"]
+        asked = {"content": "Count.", "params": {"max_tokens": ENDLESS, "temperature": 0}}
+        answer = client.post(f"/api/chats/{chat_id}/messages", json=asked).json()["assistant"]["id"]
+        page.goto(f"http://127.0.0.1:{port}/#{chat_id}")
+        page.wait_for_selector(".turn.last .answer[aria-busy=true] > .markdown")
+        disk = sqlite3.connect(f"file:{home}/chats.sqlite?mode=ro", uri=True)
+        with contextlib.closing(disk):  # what was written goes there every second
+            row, until = "SELECT content FROM messages WHERE id = ?", time.monotonic() + 120
+            while not disk.execute(row, (answer,)).fetchone()[0]:
+                assert time.monotonic() < until, "nothing is stored before the answer's end"
+                time.sleep(0.05)
+        process.kill()
+        process.wait()
+        page.wait_for_selector(".offline")
+    with serving(patient_model, "--port", port) as (process, client):
+        page.wait_for_selector(".turn.last .ending:has-text('Stopped')")
+        page.wait_for_selector(".offline", state="detached")
+        kept = client.get(f"/api/chats/{chat_id}").json()["messages"][1]
+        assert kept["status"] == "stopped" and kept["content"]
+        page.click(".turn.last .ending .link")  # Continue
+        page.wait_for_selector(".turn.last .answer[aria-busy=true]")
+        page.click(".round.stop")
+        page.wait_for_selector(".turn.last .ending:has-text('Stopped')")
+        longer = client.get(f"/api/chats/{chat_id}").json()["messages"][1]
+        assert longer["content"].startswith(kept["content"])
+    context.close()
+
+
 # ---- drafts, as a client sees them
 
 
@@ -254,3 +297,105 @@ def test_200_requests_over_16_connections_with_a_third_cancelled(
         record_property(name, value)
     with capsys.disabled():
         print(f"\nsoak: {json.dumps(report)}")
+
+
+SOAK_MINUTES = float(os.environ.get("SHOAL_SOAK_MINUTES", "30"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_hours_in_small_leave_memory_flat(
+    tiny_model: Path, home: Path, record_property: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """API and page, readers that leave or stall, malformed bodies: SHOAL_SOAK_MINUTES of it, 30 unless told otherwise.
+
+    The slope of the server's memory is that of a line through all readings after the first third.
+    """
+    failed: list[str] = []
+    counts = dict.fromkeys(("answers", "left", "chats", "stalled", "refused"), 0)
+    memory: list[tuple[float, float]] = []
+    over = threading.Event()
+    greedy = chat("Count the boats on the sea.", 20, stream=False, temperature=0)
+    with serving(tiny_model) as (process, client):
+        first = client.post("/v1/chat/completions", json=greedy).json()["choices"][0]["message"]
+
+        def ask(rng: random.Random) -> None:
+            text = "".join(rng.choice("abcdefgh ") for _ in range(rng.choice([10, 200, 1500])))
+            body = chat(text, rng.choice([4, 40, 200]), user=str(rng.randrange(50)))
+            leave_after = rng.randint(1, 30) if rng.random() < 0.3 else None
+            with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                assert response.status_code == 200, response.read()
+                told = []
+                for event in events(response):
+                    told.append(event)
+                    if len(told) == leave_after:
+                        counts["left"] += 1
+                        return
+            assert told[-1] == "[DONE]"
+            counts["answers"] += 1
+
+        def converse(rng: random.Random) -> None:
+            page = client.post("/api/chats", json={"temporary": rng.random() < 0.3}).json()["id"]
+            asked = {"content": "Who are you?", "params": {"max_tokens": rng.choice([3, 60])}}
+            made = client.post(f"/api/chats/{page}/messages", json=asked)
+            assert made.status_code == 201, made.text
+            with client.stream("GET", f"/api/chats/{page}/events") as response:
+                last = None if rng.random() < 0.3 else list(events(response))[-1]
+            assert last is None or last["type"] == "done"
+            assert client.delete(f"/api/chats/{page}").status_code == 204
+            counts["chats"] += 1
+
+        def stall(rng: random.Random) -> None:
+            with client.stream("POST", "/v1/chat/completions", json=chat("hi", 1500)) as response:
+                assert response.status_code == 200
+                over.wait(1)  # and read nothing
+            counts["stalled"] += 1
+
+        def damage(rng: random.Random) -> None:
+            path, body = case(rng.randrange(10**6))
+            found = client.post(path, content=body, headers={"content-type": "application/json"})
+            assert not fault_of(found), (body[:100], found.text[:200])
+            counts["refused"] += found.status_code >= 400
+
+        def work(seed: int) -> None:
+            rng = random.Random(seed)
+            while not over.wait(0.02):
+                act = rng.choices((ask, converse, stall, damage), (6, 3, 1, 4))[0]
+                try:
+                    act(rng)
+                except Exception as error:
+                    failed.append(f"{act.__name__}: {error!r}")
+                    return
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        begin = time.monotonic()
+        for thread in threads:
+            thread.start()
+        while (spent := time.monotonic() - begin) < SOAK_MINUTES * 60 and not failed:
+            memory.append((spent, memory_bytes(process.pid) / 1e6))
+            time.sleep(1)
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert not failed, failed
+        for _ in range(200):
+            found = figures(client)
+            if found["shoal_requests_running"] + found["shoal_requests_waiting"] == 0:
+                break
+            time.sleep(0.1)
+        again = client.post("/v1/chat/completions", json=greedy).json()["choices"][0]["message"]
+        assert again == first, "the same question has another answer"
+        assert found["shoal_cache_blocks_free"] == found["shoal_cache_blocks"]
+        assert found["shoal_engine_restarts_total"] == 0 and all(counts.values())
+    later = np.array(memory[len(memory) // 3 :])
+    slope, _ = np.polyfit(later[:, 0], later[:, 1], 1)
+    report = counts | {
+        "minutes": SOAK_MINUTES,
+        "megabytes": float(later[-1, 1]),
+        "megabytes_an_hour": slope * 3600,
+    }
+    for name, value in report.items():
+        record_property(name, value)
+    with capsys.disabled():
+        print(f"\nsoak: {json.dumps(report)}")
+    assert slope * SOAK_MINUTES * 60 < 30, report  # megabytes over the whole time
