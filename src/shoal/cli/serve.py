@@ -130,6 +130,7 @@ def command(
         allowed_hosts=tuple(name.lower() for name in allowed_host),
         cors_origins=tuple(cors_origin),
         strict=strict,
+        import_folder=import_folder,
     )
     if not settings.local and not has_users and len(api_key or "") < MIN_KEY_CHARACTERS:
         raise UsageError(
@@ -162,6 +163,7 @@ def command(
         show_paths=settings.local,
         idle_unload_seconds=idle_unload * 60 if idle_unload is not None else None,
         upstreams=Upstreams(behind.upstreams) if behind else None,
+        describe=lambda entry: card_of(entry.name, entry.path, entry),
     )
     tls = tls_context(tls_cert, tls_key) if tls_cert and tls_key else None
     sock = bind(host, port)

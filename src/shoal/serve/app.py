@@ -19,6 +19,7 @@ from shoal.serve.errors import ApiError
 from shoal.serve.generation import Generations
 from shoal.serve.ledger import Ledger
 from shoal.serve.metrics import Metrics
+from shoal.serve.model_api import ModelApi
 from shoal.serve.models import ModelTable
 from shoal.serve.openai_api import Endpoint, OpenAIApi
 from shoal.serve.responses_api import ResponsesApi
@@ -39,6 +40,7 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
     account = AccountApi(settings, accounts, ledger)
     generations = Generations(store, models, metrics)
     work = Work(settings, models, metrics)
+    manage = ModelApi(settings, models)
     page = AppApi(settings, models, store, generations)
     static = StaticFiles()
 
@@ -67,6 +69,7 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
         *page.routes(),
         *account.routes(),
         *CostApi().routes(),
+        *manage.routes(),
     ]
 
     @contextlib.asynccontextmanager
@@ -74,6 +77,7 @@ def create_app(settings: ServerSettings, models: ModelTable, store: Store) -> Do
         models.start()
         yield
         await generations.close()
+        manage.close()
         await models.stop()
         ledger.close()
         accounts.close()

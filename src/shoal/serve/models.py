@@ -107,7 +107,10 @@ class ModelTable:
         show_paths: bool = True,
         idle_unload_seconds: float | None = None,
         upstreams: Upstreams | None = None,
+        describe: Callable[[Any], ModelCard] | None = None,
     ):
+        self.describe = describe
+        """The card of a newly installed model; None: the models of this server are fixed."""
         self.slots: dict[str, Slot] = {}
         self._default = default
         self._opener, self._max_loaded, self._show_paths = opener, max_loaded, show_paths

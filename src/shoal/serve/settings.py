@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MAX_BODY_BYTES = 8 << 20
 MAX_HEADER_BYTES = 16 << 10
@@ -36,6 +37,8 @@ class ServerSettings:
     strict: bool = False
     """Fields that would be ignored are a 400 instead."""
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+    import_folder: Path | None = None
+    """The one folder from which an admin may import models on the page."""
 
     @property
     def local(self) -> bool:
