@@ -27,6 +27,7 @@ from shoal.model.config import ModelConfig
 from shoal.model.moe import RoutedExperts
 from shoal.model.transformer import CausalLM
 from shoal.ops.experts import Sorted, experts, grouped_linear
+from shoal.ops.frozen import Bits, Frozen, freeze, made_again
 from shoal.ops.lora import lora_linear
 
 STACKS = ("gate_proj", "up_proj", "down_proj")
@@ -154,11 +155,14 @@ class _AdaptedLinear(nn.Linear):
     selection: Selection
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._product(x, self.weight)
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         parts = list(self.selection.factors(self.module))
-        if len(parts) == 1 and parts[0][1] is None and not self.weight.requires_grad:
+        if len(parts) == 1 and parts[0][1] is None and not weight.requires_grad:
             f = parts[0][0]
-            return lora_linear(x, self.weight, self.bias, f.a, f.b, f.scale)
-        y = F.linear(x, self.weight, self.bias)
+            return lora_linear(x, weight, self.bias, f.a, f.b, f.scale)
+        y = F.linear(x, weight, self.bias)
         for f, tokens in parts:
             rows = x if tokens is None else x.index_select(0, tokens)
             added = F.linear(F.linear(rows, f.a.to(x.dtype)), f.b.to(x.dtype)) * f.scale
@@ -184,12 +188,31 @@ class _AdaptedWeight(_AdaptedLinear):
         return F.linear(x, self.weight, self.bias)
 
 
+class _FrozenLinear(_AdaptedLinear):
+    """One whose weight is kept in few bits (`freeze_base`)."""
+
+    frozen: Frozen
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.frozen.dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        with made_again((weight, self.frozen)):
+            return self._product(x, weight)
+
+
 class _AdaptedExperts(RoutedExperts):
     module: str
     selection: Selection
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        stacks = (self.gate_proj, self.up_proj, self.down_proj)
+        return self._through(x_TD, ids_TK, weights_TK, (self.gate_proj, self.up_proj, self.down_proj))
+
+    def _through(
+        self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, stacks: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
         return experts(x_TD, ids_TK, weights_TK, *stacks, product=self._product)
 
     def _product(self, which: int, rows_RD: Tensor, stack: Tensor, order: Sorted) -> Tensor:
@@ -209,6 +232,19 @@ class _AdaptedExperts(RoutedExperts):
             added = grouped_linear(inner, f.b.to(rows.dtype), counts) * f.scale
             y = y + added if chosen is None else y.index_add(0, chosen, added.to(y.dtype))
         return y
+
+
+class _FrozenExperts(_AdaptedExperts):
+    frozen: dict[str, Frozen]
+    gate_proj = property(lambda self: self.frozen["gate_proj"].dense())
+    up_proj = property(lambda self: self.frozen["up_proj"].dense())
+    down_proj = property(lambda self: self.frozen["down_proj"].dense())
+
+    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        gate, up, down = (self.frozen[which].dense() for which in STACKS)
+        parts = zip((gate, up, down), (self.frozen[which] for which in STACKS), strict=True)
+        with made_again(*parts):
+            return self._through(x_TD, ids_TK, weights_TK, (gate, up, down))
 
 
 def _replaced(rows_RD: Tensor, stack_EFD: Tensor, own: Experts, order: Sorted) -> Tensor:
@@ -252,10 +288,45 @@ def adaptable(network: CausalLM) -> Selection:
     return selection
 
 
+def freeze_base(network: CausalLM, bits: Bits) -> None:
+    """Keep the matrices of an `adaptable` network in 8 or 4 bits, without gradients: linear layers and stacks of
+    experts, but neither embedding and head nor routers nor MLA's kv_b_proj, which is used as a matrix. They leave its
+    parameters and `state_dict()`."""
+    for module in network.modules():
+        if type(module) is _AdaptedLinear:
+            _keep(module, freeze(module.weight, bits))
+        elif type(module) is _AdaptedExperts:
+            _keep(module, {which: freeze(getattr(module, which), bits) for which in STACKS})
+
+
+def _keep(module: nn.Module, frozen: Frozen | dict[str, Frozen]) -> None:
+    for name in frozen if isinstance(frozen, dict) else ("weight",):
+        del module._parameters[name]
+    module.__class__ = _FrozenExperts if isinstance(frozen, dict) else _FrozenLinear
+    module.frozen = frozen  # type: ignore[assignment]
+
+
+def _frozen_parts(network: CausalLM) -> dict[str, Frozen | dict[str, Frozen]]:
+    kinds = (_FrozenLinear, _FrozenExperts)
+    return {name: module.frozen for name, module in network.named_modules() if isinstance(module, kinds)}
+
+
+def held_bytes(network: CausalLM) -> int:
+    """What a network's weights take in memory, shared ones once."""
+    total = sum(t.nbytes for t in {t.data_ptr(): t for t in network.state_dict().values()}.values())
+    for part in _frozen_parts(network).values():
+        total += sum(f.nbytes for f in (part.values() if isinstance(part, dict) else (part,)))
+    return total
+
+
 def twin(network: CausalLM) -> CausalLM:
     """A second network over the same weights with a selection of its own: one samples while the other trains."""
     with torch.device("meta"):
         other = CausalLM(network.config, mtp=network.mtp_modules > 0)
+    if small := _frozen_parts(network):
+        adaptable(other)
+        for name, part in small.items():
+            _keep(other.get_submodule(name), part)
     other.load_state_dict(network.state_dict(), assign=True)
     if network.config.tie_word_embeddings:
         other.lm_head.weight = other.model.embed_tokens.weight

@@ -54,6 +54,11 @@ class AdapterRecipe:
     target_modules: list[str] = knob(
         ["all-linear"], "lora: last parts of the names of linear layers (q_proj, ...), or all-linear"
     )
+    base_quant: str = knob(
+        "none",
+        "lora: bits in which the frozen matrices are kept while it trains (QLoRA); none: in the dtype of the run",
+        choices=("none", "8", "4"),
+    )
     start: str = knob("", "adapter folder to go on from, of the same kind and on the same base")
     top_p: float = knob(0.2, "esft: experts of a layer are taken until their share of the task reaches this")
     probe_tokens: int = knob(
@@ -187,6 +192,10 @@ def settle(stage: TuneStage, all_weights: bool) -> None:
 def check_adapter(adapter: AdapterRecipe) -> list[str]:
     """What is wrong with [adapter]."""
     faults = [] if adapter.r >= 1 else ["adapter.r must be at least 1"]
+    if adapter.base_quant != "none" and adapter.kind != "lora":
+        faults.append(
+            f"adapter.base_quant goes with kind lora: {adapter.kind} trains weights of the base themselves"
+        )
     return faults if 0 < adapter.top_p <= 1 else [*faults, "adapter.top_p must be above 0 and at most 1"]
 
 

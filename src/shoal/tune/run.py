@@ -27,7 +27,17 @@ from shoal.engine.torch_runner import TorchRunner
 from shoal.errors import ShoalError
 from shoal.files import atomic_write_text, read_text
 from shoal.model import counts, registry
-from shoal.model.adapters import Adapter, adaptable, choose_experts, load_adapter, new_esft, new_lora, twin
+from shoal.model.adapters import (
+    Adapter,
+    adaptable,
+    choose_experts,
+    freeze_base,
+    held_bytes,
+    load_adapter,
+    new_esft,
+    new_lora,
+    twin,
+)
 from shoal.model.checkpoint import adapter_files, load
 from shoal.model.checkpoint.source import open_source
 from shoal.model.config import ModelConfig
@@ -147,7 +157,13 @@ class TuneRun(Run):
             self.adapter = load_adapter(load.resolve(start), self.config)
             if self.adapter.config.kind != kind:
                 raise ShoalError(f"{start} is of kind {self.adapter.config.kind}, the recipe says {kind}")
-        return self.frozen(network)
+        network = self.frozen(network)
+        if (quant := self.tuning.adapter.base_quant) != "none":
+            before = held_bytes(network)
+            freeze_base(network, 8 if quant == "8" else 4)
+            megabytes = f"{held_bytes(network) / 1e6:.1f} MB instead of {before / 1e6:.1f}"
+            self.live.say(f"the frozen base is kept in {quant} bits: {megabytes}")
+        return network
 
     def fresh_network(self) -> CausalLM:
         """The base as it was before this run; with its multi-token prediction where the whole model is written."""
