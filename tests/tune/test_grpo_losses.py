@@ -17,6 +17,7 @@ from shoal.tune.grpo_losses import (
     clipped_tokens,
     divisor,
     group_advantages,
+    importance_weights,
     k3,
     stale_negatives,
     unbiased_kl,
@@ -131,3 +132,13 @@ def test_stale_negatives_are_found() -> None:
     c = completions((0.1, 0.1, 0.5))
     assert stale_negatives(c, 0.5).tolist() == [False, True]
     assert stale_negatives(c, 0.7).tolist() == [False, False]
+
+
+def test_tokens_of_another_sampler_are_weighed_and_the_weight_is_cut() -> None:
+    old, sampled = torch.tensor([0.5, 0.3, 0.9]).log(), torch.tensor([0.25, 0.6, 0.1]).log()
+    weights = importance_weights(old, sampled, 3.0)
+    torch.testing.assert_close(weights, torch.tensor([2.0, 0.5, 3.0]))
+    assert importance_weights(old, sampled, 0.0).tolist() == [1.0, 1.0, 1.0]
+    assert importance_weights(old, old, 2.0).tolist() == [1.0, 1.0, 1.0], (
+        "bit by bit: nothing changes with torch"
+    )

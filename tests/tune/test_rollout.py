@@ -79,7 +79,7 @@ def test_the_first_ratio_is_one_at_any_temperature(
         PROMPTS, SEEDS
     )
     batch = pack(live(groups))
-    ratio = (trainer_logprobs(network, batch, temperature) - batch.old_logprobs_C).exp()
+    ratio = (trainer_logprobs(network, batch, temperature) - batch.sampled_logprobs_C).exp()
     assert (ratio - 1).abs().max() < 1e-4
     assert (ratio - 1).abs().mean() < 1e-5
     lengths = {len(c.token_ids) for g in groups for c in g.completions}
@@ -91,9 +91,9 @@ def test_an_unmerged_adapter_is_sampled_and_trained_alike(network: CausalLM) -> 
     groups = sampler(network, adapter=adapter, routing=True).roll_out(PROMPTS, SEEDS)
     batch = pack(live(groups))
     with selection.use([(adapter, None)]):
-        difference = trainer_logprobs(network, batch) - batch.old_logprobs_C
+        difference = trainer_logprobs(network, batch) - batch.sampled_logprobs_C
     assert difference.abs().max() < 1e-4
-    assert (trainer_logprobs(network, batch) - batch.old_logprobs_C).abs().mean() > 0.05, (
+    assert (trainer_logprobs(network, batch) - batch.sampled_logprobs_C).abs().mean() > 0.05, (
         "without it they differ"
     )
     with torch.no_grad():  # the runner holds the same tensors: nothing is copied after an update
@@ -136,9 +136,9 @@ def test_the_samplers_routing_is_replayed(make_network: Callable[[str], CausalLM
     for name, buffer in network.named_buffers():
         if name.endswith("e_score_correction_bias"):  # moves the choice, not the weights
             buffer.add_(torch.linspace(-1, 1, 8))
-    assert (trainer_logprobs(network, batch) - batch.old_logprobs_C).abs().max() < 1e-4
+    assert (trainer_logprobs(network, batch) - batch.sampled_logprobs_C).abs().max() < 1e-4
     batch.routing_TMK = None
-    assert (trainer_logprobs(network, batch) - batch.old_logprobs_C).abs().mean() > 0.05
+    assert (trainer_logprobs(network, batch) - batch.sampled_logprobs_C).abs().mean() > 0.05
 
 
 def plain(groups: Sequence[Group]) -> list[list[list[int]]]:

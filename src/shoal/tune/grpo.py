@@ -12,7 +12,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -21,10 +22,10 @@ from torch import Tensor
 
 from shoal.data.chat import ChatProtocol, Message
 from shoal.data.tokenizer import Tokenizer
-from shoal.engine.torch_runner import TorchRunner
+from shoal.engine.runner import Runner
 from shoal.errors import ShoalError
 from shoal.model import counts
-from shoal.model.adapters import Adapter, load_adapter, twin
+from shoal.model.adapters import Adapter, load_adapter
 from shoal.model.checkpoint import load
 from shoal.model.config import ModelConfig
 from shoal.model.transformer import CausalLM
@@ -39,12 +40,14 @@ from shoal.tune.grpo_losses import (
     Completions,
     divisor,
     group_advantages,
+    importance_weights,
     k3,
     stale_negatives,
     unbiased_kl,
     weights_over,
 )
 from shoal.tune.grpo_recipe import GrpoStage
+from shoal.tune.policy_runner import POLICY, TORCH, Rollout, choose, not_native, open_policy, require_native
 from shoal.tune.rewards import Judge
 from shoal.tune.rollout import Completion, Group, Sampler
 
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
 
 _MEANS = (
     "reward", "pass_at_1", "completion_length", "truncated_share", "entropy", "kl", "skipped_share", "unjudged_share",
-    "logprob_difference", "clipped_share", "stale_share",
+    "logprob_difference", "clipped_share", "capped_share", "stale_share",
 )  # fmt: skip
 _LIVE = (
     ("reward", "reward {:.2f}"), ("pass_at_1", "pass@1 {:.0%}"), ("level", "level {:.1f}"),
@@ -114,28 +117,34 @@ class PolicyObjective:
         """One pass over the groups."""
         assert isinstance(batch, GroupBatch)
         logprobs, entropy = self.logprobs(batch)
-        c = Completions(logprobs, batch.old_logprobs_C, batch.advantages_S, batch.sample_C)
-        weights_C = weights_over(self.loss.over, c)
+        sampled, old = batch.sampled_logprobs_C, batch.old_logprobs_C
+        if old is None:
+            old = logprobs.detach()
+        c = Completions(logprobs, old, batch.advantages_S, batch.sample_C)
+        trust_C = importance_weights(old, sampled, self.recipe.importance_sampling_cap)
+        weights_C = weights_over(self.loss.over, c) * trust_C
         kept_C = weights_C
         if threshold := self.recipe.off_policy_mask_threshold:
-            stale_S = stale_negatives(c, threshold)
+            stale_S = stale_negatives(replace(c, old_logprobs=sampled), threshold)
             kept_C = weights_C * ~stale_S[batch.sample_C]
             self.figures.add("stale_share", float(stale_S.sum()), len(stale_S))
         sums = {"policy": (self.loss.per_token(c, self.low, self.high) * kept_C).sum()}
         if batch.ref_logprobs_C is not None:
             kl_C = k3(logprobs, batch.ref_logprobs_C)
             if self.recipe.kl == "unbiased":
-                kl_C = unbiased_kl(logprobs, batch.old_logprobs_C, batch.ref_logprobs_C)
+                kl_C = unbiased_kl(logprobs, old, batch.ref_logprobs_C)
             sums["kl"] = (kl_C * weights_C).sum()
             self.figures.add("kl", float(k3(logprobs.detach(), batch.ref_logprobs_C).sum()), len(logprobs))
-        self._count(c, entropy)
+        self._count(c, entropy, sampled, trust_C)
         return Terms(sums)
 
-    def _count(self, c: Completions, entropy: Tensor) -> None:
+    def _count(self, c: Completions, entropy: Tensor, sampled: Tensor, trust_C: Tensor) -> None:
         tokens = len(entropy)
         ratio = c.log_ratio.detach().exp()
         self.figures.add("entropy", float(entropy.sum()), tokens)
-        self.figures.add("logprob_difference", float(c.log_ratio.detach().abs().sum()), tokens)
+        self.figures.add("logprob_difference", float((c.logprobs.detach() - sampled).abs().sum()), tokens)
+        if cap := self.recipe.importance_sampling_cap:
+            self.figures.add("capped_share", float((trust_C >= cap).sum()), tokens)
         outside = (ratio > 1 + self.high) | (ratio < 1 - self.low)
         self.figures.add("clipped_share", float(outside.sum()), tokens)
 
@@ -153,9 +162,10 @@ class Asker:
         *,
         thinking: bool = False,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        follow: Callable[[], None] = lambda: None,
     ):
         self.environment, self.judge, self.protocol, self.tokenizer = environment, judge, protocol, tokenizer
-        self.sampler, self.thinking, self.precision = sampler, thinking, precision
+        self.sampler, self.thinking, self.precision, self.follow = sampler, thinking, precision, follow
         self.opening = ""
 
     def prompt_ids(self, example: Example) -> list[int]:
@@ -168,6 +178,7 @@ class Asker:
         self, examples: Sequence[Example], prompts: Sequence[list[int]], seeds: Sequence[tuple[int, ...]]
     ) -> list[Answered]:
         """A judged group of completions for each question (without advantages)."""
+        self.follow()
         with self.precision():
             groups = self.sampler.roll_out(prompts, seeds)
         return [self._judged(example, group) for example, group in zip(examples, groups, strict=True)]
@@ -192,8 +203,9 @@ class Asker:
 class RolloutRows:
     """The `Rows` of reinforcement learning: each step's passes, from questions that are drawn, answered and judged.
 
-    `reference(batch)` gives log-probabilities of the model before the run; None where no KL is wanted. `tell` shows a
-    line to people, `board` keeps a group of every step for reading.
+    `reference(batch)` gives log-probabilities of the model before the run; None where no KL is wanted. `old(batch)`
+    gives the policy's own where the sampler's (`rollout`) are not the same; they are asked for when several updates
+    come from the same answers. `tell` shows a line to people, `board` keeps a group of every step for reading.
     """
 
     def __init__(
@@ -204,12 +216,14 @@ class RolloutRows:
         seed: int,
         config: ModelConfig,
         figures: Figures,
+        rollout: Rollout = TORCH,
+        old: Callable[[GroupBatch], Tensor] | None = None,
         reference: Callable[[GroupBatch], Tensor] | None = None,
         tell: Callable[[str], None] = lambda text: None,
         board: Board | None = None,
     ):
         self.asker, self.recipe, self.seed, self.config = asker, recipe, seed, config
-        self.figures, self.reference = figures, reference
+        self.figures, self.reference, self.rollout, self.old = figures, reference, rollout, old
         self.tell, self.board = tell, board
         environment = asker.environment
         self.levels = {
@@ -241,9 +255,7 @@ class RolloutRows:
         if not self.pending:
             return []
         self.iterations_left -= 1
-        batches: list[GroupBatch] = [
-            pack(part) for part in micro_batches(self.pending, self.recipe.micro_batch_tokens)
-        ]
+        batches = self._passes(self.pending)
         if self.reference:
             for batch in batches:
                 batch.ref_logprobs_C = self.reference(batch)
@@ -251,6 +263,9 @@ class RolloutRows:
         if not self.iterations_left:
             self.pending = []
         return list(batches)
+
+    def _passes(self, groups: Sequence[LiveGroup]) -> list[GroupBatch]:
+        return [pack(part) for part in micro_batches(groups, self.recipe.micro_batch_tokens)]
 
     def close(self) -> None: ...
 
@@ -261,6 +276,7 @@ class RolloutRows:
     def state(self) -> dict[str, Any]:
         """Where the rollouts stand (JSON): counters, levels, and what is still to be learnt from the last ones."""
         return {
+            "rollout": asdict(self.rollout),
             "step": self.step,
             "turn": self.turn,
             "drawn": dict(self.drawn),
@@ -278,7 +294,12 @@ class RolloutRows:
     def details(self) -> dict[str, Any]:
         """For the receipt."""
         judge = self.asker.judge
-        return {"levels": self.levels, "unjudged": dict(judge.failures), "prompts_too_long": self.too_long}
+        return {
+            "rollout": str(self.rollout),
+            "levels": self.levels,
+            "unjudged": dict(judge.failures),
+            "prompts_too_long": self.too_long,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
@@ -331,7 +352,7 @@ class RolloutRows:
                 cast(Literal["group", "none"], self.recipe.scale_rewards),
             )
             learnt = [
-                Learnt(completion, advantage)
+                Learnt(completion, advantage, completion.logprobs if self.rollout.exact else None)
                 for completion, advantage in zip(item.group.completions, item.advantages, strict=True)
                 if advantage is not None and not (completion.truncated and self.recipe.truncated == "mask")
             ]
@@ -340,7 +361,24 @@ class RolloutRows:
             self._count(item, bool(learnt))
         self._note(answered)
         self._watch(live, answered)
-        return live
+        return self._with_old(live) if self.recipe.num_iterations > 1 else live
+
+    def _with_old(self, live: list[LiveGroup]) -> list[LiveGroup]:
+        """The same groups with the policy's log-probabilities as it is before the first of its updates from them."""
+        if self.rollout.exact or not self.old or not live:
+            return live
+        known = iter(torch.cat([self.old(batch) for batch in self._passes(live)]).tolist())
+        self.flops += sum(group.fed_tokens for group in live) * self._forward_flops()
+        return [
+            replace(
+                group,
+                learnt=[
+                    replace(x, old_logprobs=list(islice(known, len(x.completion.token_ids))))
+                    for x in group.learnt
+                ],
+            )
+            for group in live
+        ]
 
     def _draw(self) -> tuple[Example, list[int]]:
         """The next question: tasks in turn, mostly at the task's level; prompts that are too long are left out."""
@@ -422,24 +460,29 @@ class RolloutRows:
                 f"right: {why}). The run ends here."
             )
 
+    def _forward_flops(self) -> float:
+        """Per token of a pass."""
+        return counts.flops_per_token(self.config, self.recipe.max_prompt_length, training=False)
+
     def _update_flops(self) -> float:
-        """Per token of a pass: forward and backward; with adapters the weights themselves need no gradient (4N)."""
-        whole = counts.flops_per_token(self.config, self.recipe.max_prompt_length, training=True)
-        return whole if self.recipe.trains_all_weights else whole * 2 / 3
+        """Forward and backward; with adapters the weights themselves need no gradient (4N)."""
+        return self._forward_flops() * (3 if self.recipe.trains_all_weights else 2)
 
 
 def _to_json(group: LiveGroup) -> dict[str, Any]:
     learnt = []
     for item in group.learnt:
         c = item.completion
-        learnt.append([c.token_ids, c.logprobs, c.truncated, _listed(c.routing), item.advantage])
+        old = item.old_logprobs
+        learnt.append([c.token_ids, c.logprobs, c.truncated, _listed(c.routing), item.advantage, old])
     return {"prompt": group.prompt_ids, "learnt": learnt, "routing": _listed(group.routing)}
 
 
 def _from_json(value: Mapping[str, Any]) -> LiveGroup:
     learnt = [
-        Learnt(Completion(ids, logprobs, truncated, _array(routing)), advantage)
-        for ids, logprobs, truncated, routing, advantage in value["learnt"]
+        # A state of before there were native rollouts holds five fields: the sampler was the policy.
+        Learnt(Completion(ids, logprobs, truncated, _array(routing)), advantage, *(old or [logprobs]))
+        for ids, logprobs, truncated, routing, advantage, *old in value["learnt"]
     ]
     return LiveGroup(value["prompt"], learnt, _array(value["routing"]))
 
@@ -457,25 +500,15 @@ def _array(routing: Any) -> Any:
 
 def new_asker(run: TuneRun, stage: GrpoStage, *, greedy: bool = False) -> Asker:
     """Questions to the network of a run as it is now: weights and adapter are shared, nothing is copied."""
-    num_generations = 1 if greedy else stage.num_generations
-    positions = stage.prompts_per_step * (
-        stage.max_prompt_length + num_generations * stage.max_completion_length
-    )
-    # A runner freezes its network: where all weights move it gets a twin over the same memory.
-    network = run.network if run.adapter else twin(run.network)
-    runner = TorchRunner(
-        network, cache_positions=positions, block_size=1
-    )  # 1: prompts are shared to the last token
-    if run.adapter:
-        runner.adapters["policy"] = run.adapter
+    runner, follow = _runner(run, stage)
     ends = dict.fromkeys([*run.protocol.stop_ids, *run.tokenizer.eos_ids, *run.config.eos_token_ids])
     sampler = Sampler(
         runner,
-        num_generations=num_generations,
+        num_generations=1 if greedy else stage.num_generations,
         max_completion_length=stage.max_completion_length,
         temperature=0.0 if greedy else stage.temperature,
         end_ids=list(ends),
-        adapter="policy" if run.adapter else None,
+        adapter=POLICY if run.adapter else None,
         routing=stage.replay_routing
         and not greedy
         and any(map(run.config.is_moe_layer, range(run.config.num_hidden_layers))),
@@ -496,7 +529,34 @@ def new_asker(run: TuneRun, stage: GrpoStage, *, greedy: bool = False) -> Asker:
         sampler,
         thinking=stage.thinking,
         precision=lambda: precision(run),
+        follow=follow,
     )
+
+
+def rollout_of(run: TuneRun, stage: GrpoStage) -> Rollout:
+    """How this run samples: settled when it begins, and kept."""
+    if "rollout" not in run.extra:
+        chosen = choose(run, stage)
+        if run.state:  # a run of before there was a choice sampled by torch
+            chosen = Rollout(**run.state.values["rows"].get("rollout", asdict(TORCH)))
+            if not chosen.exact:
+                require_native(not_native(run))
+        run.extra["rollout"] = chosen
+    return cast(Rollout, run.extra["rollout"])
+
+
+def _runner(run: TuneRun, stage: GrpoStage) -> tuple[Runner, Callable[[], None]]:
+    """The run's sampling runner, opened once: held-out questions are answered by it too."""
+    if "runner" not in run.extra:
+        run.extra["runner"] = open_policy(
+            run,
+            rollout_of(run, stage),
+            prompts=stage.prompts_per_step,
+            longest_prompt=stage.max_prompt_length,
+            longest=stage.max_completion_length,
+            group=stage.num_generations,
+        )
+    return cast(tuple[Runner, Callable[[], None]], run.extra["runner"])
 
 
 def precision(run: TuneRun) -> AbstractContextManager[Any]:
@@ -518,6 +578,7 @@ def prepare(run: TuneRun, stage: GrpoStage) -> None:
             f"questions and answers of up to {longest} tokens are beyond the model's {holds} positions",
             hint="Lower grpo.max_prompt_length or grpo.max_completion_length.",
         )
+    choose(run, stage)
     environment, judge = Environment(stage.tasks, language=stage.language), Judge(stage.rewards)
     for example in environment.held_out("train", len(environment.tasks), level=stage.level):
         judge.check(example.fields)
@@ -530,6 +591,8 @@ def parts(run: TuneRun, stage: GrpoStage) -> Parts:
     figures = Figures()
     objective = PolicyObjective(run.network, stage, figures)
     asker = new_asker(run, stage)
+    why = not_native(run) if stage.rollout == "auto" else ""
+    run.live.say(f"rollouts: {rollout_of(run, stage)}{why and f' ({why})'}")
     saved = run.state.values["rows"] if run.state else {}
     board = Board(run.folder, run.log, kept=saved.get("samples", 0))
     if stage.eval_examples and not saved:
@@ -540,6 +603,8 @@ def parts(run: TuneRun, stage: GrpoStage) -> Parts:
         seed=run.tuning.run.seed,
         config=run.config,
         figures=figures,
+        rollout=rollout_of(run, stage),
+        old=policy_before(run, objective),
         reference=reference(run, stage, objective) if stage.beta else None,
         tell=run.live.say,
         board=board,
@@ -547,6 +612,16 @@ def parts(run: TuneRun, stage: GrpoStage) -> Parts:
     return Parts(
         named, objective, rows, details=rows.details, fields=rows.fields, flops=rows.flops_of, done=rows.done
     )
+
+
+def policy_before(run: TuneRun, objective: PolicyObjective) -> Callable[[GroupBatch], Tensor]:
+    """Log-probabilities of the policy as it is now, as the trainer computes them."""
+
+    def logprobs(batch: GroupBatch) -> Tensor:
+        with torch.no_grad(), precision(run):
+            return objective.logprobs(batch.to(run.device))[0].cpu()
+
+    return logprobs
 
 
 def reference(run: TuneRun, stage: GrpoStage, objective: PolicyObjective) -> Callable[[GroupBatch], Tensor]:

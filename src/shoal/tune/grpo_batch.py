@@ -29,6 +29,8 @@ class Learnt:
 
     completion: Completion
     advantage: float
+    old_logprobs: list[float] | None = None
+    """Of the policy before its updates from this answer; None: of the policy in hand, as there was none yet."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class GroupBatch(Batch):
     """Where the hidden state that predicts a completion token stands in the pass."""
     target_C: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     sample_C: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    old_logprobs_C: Tensor = field(default_factory=lambda: torch.zeros(0))
+    sampled_logprobs_C: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """What the sampler wrote down."""
+    old_logprobs_C: Tensor | None = None
+    """Of the policy before its updates; None: of the policy in hand."""
     ref_logprobs_C: Tensor | None = None
     advantages_S: Tensor = field(default_factory=lambda: torch.zeros(0))
     routing_TMK: Tensor | None = None
@@ -80,7 +85,8 @@ def pack(groups: Sequence[LiveGroup]) -> GroupBatch:
     sources: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
-    logprobs: list[float] = []
+    sampled: list[float] = []
+    old: list[float] | None = []
     advantages: list[float] = []
     shapes: list[tuple[int, list[int]]] = []
     routing: list[Any] = []
@@ -94,7 +100,8 @@ def pack(groups: Sequence[LiveGroup]) -> GroupBatch:
             ids += tokens[:-1]
             targets += tokens
             owners += [len(advantages)] * len(tokens)
-            logprobs += learnt.completion.logprobs
+            sampled += learnt.completion.logprobs
+            old = None if old is None or learnt.old_logprobs is None else old + learnt.old_logprobs
             advantages.append(learnt.advantage)
             if len(tokens) > 1:
                 routing.append(learnt.completion.routing)
@@ -111,7 +118,8 @@ def pack(groups: Sequence[LiveGroup]) -> GroupBatch:
         source_C=torch.tensor(sources),
         target_C=torch.tensor(targets),
         sample_C=torch.tensor(owners),
-        old_logprobs_C=torch.tensor(logprobs),
+        sampled_logprobs_C=torch.tensor(sampled),
+        old_logprobs_C=None if old is None else torch.tensor(old),
         advantages_S=torch.tensor(advantages),
         routing_TMK=known,
     )

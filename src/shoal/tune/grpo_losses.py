@@ -1,8 +1,9 @@
 """Group-relative policy optimisation: advantages, five losses and the KL terms, as pure functions.
 
 Legend: S samples (completions), T tokens of all samples together, flat; `sample_T` says whose a token is. pi is the
-policy, pi_old what the tokens were sampled from, r = pi / pi_old, A the advantage, eps the clip range. A loss is given
-per token; `Loss.over` says how tokens are averaged:
+policy, pi_old the policy before its updates from these samples, r = pi / pi_old, A the advantage, eps the clip range.
+Where the sampler is not quite the policy (quantised weights), pi_sampler is a third one: `importance_weights`. A loss
+is given per token; `Loss.over` says how tokens are averaged:
 
 | name | per token | over | source |
 |---|---|---|---|
@@ -28,7 +29,7 @@ Over = Literal["sample", "length", "token"]
 
 @dataclass(frozen=True)
 class Completions:
-    """What a loss sees. `logprobs` and `old_logprobs` [T] under the sampler's own distribution."""
+    """What a loss sees. `logprobs` and `old_logprobs` [T] are of softmax(logits / temperature), as was sampled."""
 
     logprobs: Tensor
     old_logprobs: Tensor
@@ -105,6 +106,15 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+def importance_weights(old_logprobs_T: Tensor, sampled_logprobs_T: Tensor, cap: float) -> Tensor:
+    """[T], min(pi_old / pi_sampler, cap), without gradient: truncated importance sampling for tokens that another
+    function than the trainer's drew (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training"; TRL and verl alike). Exactly 1 where both are the same numbers; cap 0: 1 everywhere."""
+    if not cap:
+        return torch.ones_like(old_logprobs_T)
+    return (old_logprobs_T - sampled_logprobs_T).exp().clamp_max(cap)
+
+
 def k3(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
     """[T], Schulman's k3 estimate of KL(pi, pi_ref): pi_ref/pi - log(pi_ref/pi) - 1. Its gradient explodes where
     pi << pi_ref."""
@@ -119,7 +129,7 @@ def unbiased_kl(logprobs_T: Tensor, old_logprobs_T: Tensor, ref_logprobs_T: Tens
 
 def stale_negatives(c: Completions, threshold: float) -> Tensor:
     """[S] bool: samples with A < 0 that the policy has moved away from, mean(log pi_old - log pi) > threshold
-    (DeepSeek-V3.2, eq. 9). They are dropped from the sum and stay in the divisor, as there."""
+    (DeepSeek-V3.2, eq. 9; its pi_old is the sampler's). They are dropped from the sum and stay in the divisor."""
     drift_S = c.mean_of_samples(-c.log_ratio.detach())
     return (c.advantages < 0) & (drift_S > threshold)
 

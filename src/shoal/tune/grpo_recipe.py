@@ -37,6 +37,20 @@ class GrpoStage(OptimizerRecipe, ScheduleRecipe):
     max_prompt_length: int = knob(256, "longer questions are left out", unit="tokens")
     max_completion_length: int = knob(64, "completions are cut here", unit="tokens")
     temperature: float = knob(1.0, "sampling, and the distribution that is learnt")
+    rollout: str = knob(
+        "auto",
+        "what samples: the native runner (CPUs; its own packed weights) or torch (the trainer's); auto: native where "
+        "it can",
+        choices=("auto", "native", "torch"),
+    )
+    rollout_quant: str = knob(
+        "8",
+        "native: bits of its weights where the model holds plain floats; none: as it holds them",
+        choices=("8", "none"),
+    )
+    importance_sampling_cap: float = knob(
+        2.0, "native: a token counts pi_old / pi_sampler times, at most this; 0: once, whatever sampled it"
+    )
     loss_type: str = knob("dapo", "the loss (docs)", choices=("grpo", "dr_grpo", "dapo", "gspo", "cispo"))
     epsilon: float = knob(0.0, "clip range of the ratio below 1; 0: what the loss's authors take")
     epsilon_high: float = knob(0.0, "clip range above 1; 0: as above")
@@ -121,10 +135,12 @@ class GrpoStage(OptimizerRecipe, ScheduleRecipe):
             )
         if not self.rewards:
             faults.append("[grpo.rewards] is empty: nothing would be learnt (for example exact = 1.0)")
-        if min(self.beta, self.lr, self.epsilon, self.epsilon_high, self.off_policy_mask_threshold) < 0:
-            faults.append(
-                "grpo: beta, lr, epsilon, epsilon_high and off_policy_mask_threshold are not below 0"
-            )
+        positive = (
+            "beta", "lr", "epsilon", "epsilon_high", "off_policy_mask_threshold", "importance_sampling_cap",
+        )  # fmt: skip
+        if 0 < self.importance_sampling_cap < 1:
+            faults.append("grpo.importance_sampling_cap must be 0 or at least 1")
+        faults += [f"grpo.{key} must not be below 0" for key in positive if getattr(self, key) < 0]
         if len(self.adam_betas) != 2:
             faults.append("grpo.adam_betas must hold two numbers")
         return faults

@@ -1,8 +1,8 @@
 """Rollouts: several completions of each prompt, sampled by a runner of the engine, all of them at once.
 
-The prompt of a group is computed once: its cache blocks are shared by the group's completions. Every completion draws
-from random numbers of its own, so that it is the same whatever runs beside it. Log-probabilities are those of the
-distribution that was sampled from: softmax(logits / temperature), nothing cut off.
+The prompt of a group is computed once: its cache blocks are shared by the group's completions, a last block that is not
+full is copied. Every completion draws from random numbers of its own, so that it is the same whatever runs beside it.
+Log-probabilities are those of the distribution that was sampled from: softmax(logits / temperature), nothing cut off.
 """
 
 from __future__ import annotations
@@ -144,7 +144,6 @@ class Sampler:
 
     def _wave(self, prompts: Sequence[list[int]], seeds: Sequence[tuple[int, ...]]) -> list[Group]:
         size, free = self.runner.block_size, 0
-        chunks: list[Chunk] = []
         groups: list[Group] = []
         running: list[_Running] = []
         for prompt, seed in zip(prompts, seeds, strict=True):
@@ -152,56 +151,31 @@ class Sampler:
             table = list(range(free, free + shared))
             free += shared
             groups.append(Group(prompt, [Completion() for _ in range(self.num_generations)]))
-            if shared:
-                chunks.append(Chunk(prompt[: shared * size], 0, table, 1, **self.options))
             for number, completion in enumerate(groups[-1].completions):
                 random = np.random.default_rng((*seed, number)).random(self.longest)
                 blocks = [*table, *range(free, free + own)]
                 running.append(_Running(completion, blocks, len(prompt), random))
                 free += own
-        first = self.runner.run(chunks) if chunks else None
-        heads = iter(zip(first.logits, first.routing or [None] * len(chunks), strict=True) if first else ())
+        members = [
+            running[i : i + self.num_generations] for i in range(0, len(running), self.num_generations)
+        ]
+        chunks = [
+            Chunk(prompt, 0, group[0].table[: -(-len(prompt) // size)], 1, **self.options)
+            for prompt, group in zip(prompts, members, strict=True)
+        ]
+        output = self.runner.run(chunks)
         rows: list[NDArray[np.float32]] = []
-        tails: list[Chunk] = []
-        for number, group in enumerate(groups):
-            members = running[number * self.num_generations : (number + 1) * self.num_generations]
-            shared = len(group.prompt_ids) // size * size
-            logits, group.routing = next(heads) if shared else (None, None)
-            if shared == len(group.prompt_ids):
-                assert logits is not None
-                rows += [logits] * len(members)
-            else:  # the last block is not full: each completion computes the rest of the prompt in its own
-                rest = group.prompt_ids[shared:]
-                tails += [Chunk(rest, shared, m.table, 1, **self.options) for m in members]
-        if tails:
-            rows = self._with_tails(groups, running, rows, tails)
+        for i, (prompt, group) in enumerate(zip(prompts, members, strict=True)):
+            rows += [output.logits[i]] * len(group)
+            groups[i].routing = output.routing[i] if output.routing else None
+            if (
+                len(prompt) % size
+            ):  # the last block is not full: what stands in it is copied to each completion's own
+                contents = self.runner.read_block(group[0].table[len(prompt) // size])
+                for other in group[1:]:
+                    self.runner.write_block(other.table[len(prompt) // size], contents)
         self._decode(running, rows)
         return groups
-
-    def _with_tails(
-        self,
-        groups: list[Group],
-        running: list[_Running],
-        rows: list[NDArray[np.float32]],
-        tails: list[Chunk],
-    ) -> list[NDArray[np.float32]]:
-        """The first logits of all completions in order, when the ends of some prompts had to be computed apiece."""
-        output = self.runner.run(tails)
-        computed = iter(zip(output.logits, output.routing or [None] * len(tails), strict=True))
-        whole = iter(rows)
-        result: list[NDArray[np.float32]] = []
-        for group in groups:
-            split = len(group.prompt_ids) % self.runner.block_size
-            for number in range(self.num_generations):
-                if not split:
-                    result.append(next(whole))
-                    continue
-                logits, routing = next(computed)
-                result.append(logits)
-                if routing is not None and number == 0:
-                    parts = [routing] if group.routing is None else [group.routing, routing]
-                    group.routing = np.concatenate(parts)
-        return result
 
     def _decode(self, running: list[_Running], rows: list[NDArray[np.float32]]) -> None:
         for step in range(self.longest):
