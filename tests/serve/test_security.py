@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -146,8 +147,7 @@ def routes() -> list[tuple[str, str]]:
     found = []
     for route in app.routes:
         path = route.path.replace("{model:path}", "tiny").replace("{path:path}", "x.js")
-        path = path.replace("{chat}", "0" * 32).replace("{message}", "1" * 32).replace("{entry}", "0" * 32)
-        path = path.replace("{key}", "0" * 32).replace("{user}", "0" * 32)
+        path = re.sub(r"\{\w+\}", "0" * 32, path.replace("{message}", "1" * 32))
         found += [(method, path) for method in sorted(route.methods - {"HEAD"})]
     return found
 
