@@ -9,6 +9,7 @@ import pytest
 
 from shoal.errors import ShoalError, UsageError
 from shoal.model import counts
+from shoal.model.config import ModelConfig
 from shoal.train.optim import bias_rate, lr_scale, momentum
 from shoal.train.recipe import (
     ScheduleRecipe,
@@ -113,6 +114,16 @@ def test_plans_and_schedules_have_the_stated_corners():
     assert momentum(wsd, step=300, lr_factor=1) == pytest.approx(0.95)
     assert momentum(wsd, step=900, lr_factor=0) == pytest.approx(0.9)
     assert [bias_rate(wsd, p) for p in (0.1, 0.5, 0.95)] == [5e-3, 1e-3, 0]
+
+
+def test_nano_and_its_dense_twin_differ_in_the_experts_alone() -> None:
+    """What is compared at equal seconds: one data, schedule and tokenizer, FLOPs per token within 2%."""
+    twins = [load_recipe(RECIPES / f"{name}.toml") for name in ("nano-cpu", "nano-dense")]
+    mixture, dense = (recipe.to_dict() for recipe in twins)
+    assert mixture["tokenizer"] == dense["tokenizer"]
+    assert {k for k, v in mixture["train"].items() if v != dense["train"][k]} == {"bias_fast_fraction"}
+    costs = [counts.flops_per_token(ModelConfig.from_dict(r.model), 512, training=True) for r in twins]
+    assert costs[1] == pytest.approx(costs[0], rel=0.02)
 
 
 def test_a_key_that_came_with_a_new_version_counts_as_its_default() -> None:
