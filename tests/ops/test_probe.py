@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,16 @@ def test_probe_measures_and_caches(home: Path) -> None:
         assert again == first  # from the cache: a second measurement would differ
     (home / "probe.json").write_text("{ damaged")
     assert probing.probe().device == first.device
+
+
+def test_an_entry_of_an_older_form_is_measured_again(home: Path) -> None:
+    """Before `busy` was written down, a loaded moment's bf16 stayed for good."""
+    probing.probe(seconds=0.01)
+    ((key, entry),) = json.loads((home / "probe.json").read_text()).items()
+    del entry["busy"]
+    entry["gemm_flops_per_second"]["float32"] = 1.0
+    (home / "probe.json").write_text(json.dumps({key: entry}))
+    assert probing.probe(seconds=0.01).gemm_flops_per_second["float32"] > 1e8
 
 
 def test_bfloat16_must_win_clearly() -> None:
