@@ -1,7 +1,7 @@
 """What this machine was measured to do: its own row of the catalogue, and rules that carry it to other networks.
 
 `shoal cost calibrate` writes it (`$SHOAL_HOME/calibration.json`): the peak of products by dtype and of memory reads
-(ops/probe.py), steps of the real trainer on three reference networks, answers of the real engine on three. None of
+(ops/probe.py), steps of the real trainer on three reference networks, answers of the real engine on four. None of
 them is a network that people plan for, so that a plan for those is a prediction.
 """
 
