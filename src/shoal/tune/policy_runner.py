@@ -103,10 +103,8 @@ def _open_native(run: TuneRun, rollout: Rollout, positions: int) -> tuple[Runner
     quant = cast(Quant, rollout.quant)
     if run.adapter is None:
         weights = pack_network(run.network, quant)
-    elif (
-        run.tuning.adapter.base_quant != "none"
-    ):  # what is trained stands on the rounded base: so does what samples
-        with run.reference():
+    elif run.tuning.adapter.base_quant != "none":
+        with run.reference():  # the rounded base, on which what is trained stands
             weights = pack_network(run.network, quant)
     else:
         weights = load(open_source(run.base_path), quant)
