@@ -168,9 +168,8 @@ class Sampler:
         for i, (prompt, group) in enumerate(zip(prompts, members, strict=True)):
             rows += [output.logits[i]] * len(group)
             groups[i].routing = output.routing[i] if output.routing else None
-            if (
-                len(prompt) % size
-            ):  # the last block is not full: what stands in it is copied to each completion's own
+            if len(prompt) % size and len(group) > 1:
+                # The last block is not full: what stands in it is copied to each completion's own.
                 contents = self.runner.read_block(group[0].table[len(prompt) // size])
                 for other in group[1:]:
                     self.runner.write_block(other.table[len(prompt) // size], contents)
