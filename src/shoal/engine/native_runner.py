@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.engine.native_threads import ThreadChoice
-from shoal.engine.native_weights import ROWS, Bytes, Floats, NativeWeights, aligned
+from shoal.engine.native_weights import ROWS, Bytes, Floats, NativeWeights
 from shoal.engine.runner import Chunk, DraftChunk, RunnerOutput
 from shoal.errors import ShoalError
 from shoal.model.checkpoint.shapes import parameter_shapes
 from shoal.model.config import ModelConfig
+from shoal.model.counts import kv_numbers_per_token
 from shoal.model.frequencies import inverse_frequencies, softmax_scale
 from shoal.ops.native import core
 
@@ -143,8 +144,10 @@ class NativeRunner:
                 raise ShoalError(f"adapter {name!r} changes {module}, but not to the shape it has here")
         number = self._next_adapter
         self._next_adapter += 1
-        for layer, product, index, a, b in _updates(self.config, self._in, low):
-            self._step.add_update(number, layer, product, index, _packed(a), _packed(b))
+        updates = list(_updates(self.config, self._in, low))
+        packed = _packed([matrix for *_, a, b in updates for matrix in (a, b)])
+        for (*place, _, _), a, b in zip(updates, packed[0::2], packed[1::2], strict=True):
+            self._step.add_update(number, *place, a, b)
         unused = [m for m in low if m.endswith((".mlp.gate", "embed_tokens"))]
         if unused:
             self._step.remove_adapter(number)
@@ -176,6 +179,13 @@ class NativeRunner:
 
     def close(self) -> None:
         del self._step, self.weights
+
+
+def cache_token_bytes(config: ModelConfig, mtp: bool) -> int:
+    """Of a cached position, all layers, in fp16. MLA's latent stands there twice, once turned for the scores."""
+    twice = config.kv_lora_rank or 0 if config.uses_mla else 0
+    numbers = (config.num_hidden_layers + mtp) * (kv_numbers_per_token(config) + twice)
+    return 2 * (numbers + mtp * config.hidden_size)
 
 
 def available_threads() -> int:
@@ -296,9 +306,15 @@ def _describe(step: Any, weights: NativeWeights) -> list[list[tuple[str, ...]]]:
 _Low = Mapping[str, tuple[Floats, Floats]]
 
 
-def _packed(matrix: Floats) -> tuple[Any, int, int, Bytes]:
-    blocks = core.pack(core.Format.F32, np.ascontiguousarray(matrix, np.float32))
-    return core.Format.F32, *matrix.shape, aligned(blocks.reshape(-1))
+def _packed(matrices: Sequence[Floats]) -> list[tuple[Any, int, int, Bytes]]:
+    """In one stretch of memory: it comes in huge pages, and a page for each of hundreds of factors would be much."""
+    blocks = [core.pack(core.Format.F32, np.ascontiguousarray(m, np.float32)).reshape(-1) for m in matrices]
+    starts = np.cumsum([0, *(-(-len(b) // 64) * 64 for b in blocks)]).tolist()
+    memory = core.Memory(starts[-1]).array()
+    parts = [memory[start:][: len(b)] for start, b in zip(starts, blocks, strict=False)]
+    for part, block in zip(parts, blocks, strict=True):
+        part[:] = block
+    return [(core.Format.F32, *m.shape, part) for m, part in zip(matrices, parts, strict=True)]
 
 
 def _updates(config: ModelConfig, inputs: list[list[tuple[str, ...]]], low: _Low) -> Any:

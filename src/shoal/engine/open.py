@@ -123,10 +123,10 @@ def open_model(
     protocol = protocol_for(tokenizer, model_type=config.model_type, chat_template=side_files.chat_template)
     limit = 0
 
-    def positions(free: int, number_bytes: int) -> int:
+    def positions(free: int, token_bytes: int) -> int:
         nonlocal limit
         room = cache_bytes or int(free * _CACHE_SHARE)
-        count, limit = _cache_positions(config, room, number_bytes, context, max_num_seqs)
+        count, limit = _cache_positions(config, room, token_bytes, context, max_num_seqs)
         return count
 
     opened, computed_in = choice.open(path, positions, mtp=speculate in ("auto", "mtp"), progress=progress)
@@ -194,7 +194,7 @@ def _speculator(
         if _words(other) != _words(tokenizer):
             raise UsageError(f"{speculate} has another vocabulary", hint="Drafts need the same tokenizer.")
         positions = min(positions, load.read_config(path).max_position_embeddings) * max_num_seqs
-        drafters.append(ModelDrafter(choice.open(path, lambda free, number_bytes: positions)[0]))
+        drafters.append(ModelDrafter(choice.open(path, lambda free, token_bytes: positions)[0]))
     return Speculator(drafters)
 
 
@@ -247,17 +247,16 @@ def on_base(base: OpenedModel, folder: Path, *, name: str) -> OpenedModel:
 
 
 def _cache_positions(
-    config: ModelConfig, room_bytes: int, number_bytes: int, context: int | None, max_num_seqs: int
+    config: ModelConfig, room_bytes: int, token_bytes: int, context: int | None, max_num_seqs: int
 ) -> tuple[int, int]:
     """(positions of the cache, the longest sequence)."""
     limit = min(context or config.max_position_embeddings, config.max_position_embeddings)
     if limit < 1:
         raise UsageError(f"a context of {limit} tokens holds nothing")
-    per_token = max(1, int(counts.kv_bytes_per_token(config, number_bytes)))
-    affordable = room_bytes // per_token // 32 * 32
+    affordable = room_bytes // token_bytes // 32 * 32
     if affordable < 32:
         raise ShoalError(
-            f"there is no memory for the cache: {per_token} bytes per token are needed",
+            f"there is no memory for the cache: {token_bytes} bytes per token are needed",
             hint="Close other programs, or take a smaller model.",
         )
     wanted = -(-limit // 32) * 32 * max_num_seqs

@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 RUNNERS = ("auto", "native", "torch")
 NUMBER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """The dtypes a model can be computed in by torch, and the bytes of a number."""
-_NATIVE_CACHE_BYTES = 2  # fp16
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class RunnerChoice:
     ) -> tuple[Runner, str]:
         """(the runner of the model at `path`, what it computes in).
 
-        `cache_positions(free bytes, bytes of a cached number)` is asked once the weights are loaded. `mtp`: with the
+        `cache_positions(free bytes, bytes of a cached token)` is asked once the weights are loaded. `mtp`: with the
         model's drafting module where it has one and the runner can.
         """
         choice = self.resolved()
@@ -83,14 +82,18 @@ class RunnerChoice:
             from shoal.engine import native_runner, native_weights
 
             weights = native_weights.load(open_source(path), choice.quant, progress, mtp=mtp)
-            positions = cache_positions(free_bytes(), _NATIVE_CACHE_BYTES)
+            token_bytes = native_runner.cache_token_bytes(weights.plan.config, weights.plan.mtp)
+            positions = cache_positions(free_bytes(), token_bytes)
             return native_runner.NativeRunner(weights, cache_positions=positions), weights.plan.summary()
         from shoal.engine import torch_runner
 
         dtype = choice.dtype or torch_runner.fastest_dtype(choice.device)
         network = torch_runner.load(path, dtype=dtype, device=choice.device, mtp=mtp, progress=progress)
         free = torch_runner.free_bytes(choice.device) if choice.device.startswith("cuda") else free_bytes()
-        positions = cache_positions(free, NUMBER_BYTES[dtype])
+        token_bytes = torch_runner.cache_token_bytes(
+            network.config, NUMBER_BYTES[dtype], network.mtp_modules > 0
+        )
+        positions = cache_positions(free, token_bytes)
         return torch_runner.TorchRunner(network, cache_positions=positions), dtype
 
 

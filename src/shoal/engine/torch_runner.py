@@ -29,6 +29,7 @@ from shoal.model.adapters import Adapter, adaptable, by_weight, from_arrays, tar
 from shoal.model.checkpoint.load import inspect, load_network
 from shoal.model.config import ModelConfig
 from shoal.model.context import TokenContext
+from shoal.model.counts import kv_numbers_per_token
 from shoal.model.transformer import CausalLM
 from shoal.ops.attention import attention, mla_absorbed_cached, mla_expanded
 from shoal.ops.probe import probe
@@ -473,6 +474,12 @@ def free_bytes(device: str) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (ValueError, OSError, AttributeError):  # Windows has no sysconf
         return 4 * 2**30
+
+
+def cache_token_bytes(config: ModelConfig, number_bytes: int, mtp: bool) -> int:
+    """Of a cached position, all layers."""
+    numbers = (config.num_hidden_layers + mtp) * kv_numbers_per_token(config) + mtp * config.hidden_size
+    return number_bytes * numbers
 
 
 def absorbed_is_cheaper(length: int, cached: int, *, nope: int, rope: int, value: int, latent: int) -> bool:
