@@ -294,7 +294,7 @@ def _text(example: Document | Conversation, *, roles: bool = False) -> str:
 def from_chats(
     target: Path = typer.Argument(..., metavar="FILE", help="The .jsonl file to write."),
     kind: str = typer.Option("sft", metavar="sft|preference|reward", help="Which rows; see below."),
-    owner: str = typer.Option("local", help="Whose chats, on a server with keys."),
+    owner: str = typer.Option("local", help="Whose chats: a user's name, on a server where people sign in."),
     force: bool = typer.Option(False, "--force", help="Replace FILE."),
     as_json: bool = _JSON,
 ) -> None:
@@ -311,6 +311,7 @@ def from_chats(
       shoal data from-chats pairs.jsonl --kind preference
     """
     from shoal.files import atomic_write_text, shoal_home
+    from shoal.serve.accounts import Accounts
     from shoal.serve.feedback_rows import rows
     from shoal.serve.store import Store
 
@@ -321,9 +322,16 @@ def from_chats(
     place = shoal_home() / "chats.sqlite"
     if not place.is_file():
         raise ShoalError(f"there are no chats yet ({place})", hint="shoal serve, and talk to a model.")
-    store = Store(place)
+    accounts = Accounts(place)
     try:
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows(store, owner, kind)]  # type: ignore[arg-type]
+        user = accounts.find(owner) if accounts.on else None
+        if user:
+            accounts.add_audit("exported", f"{kind} rows of {user.name}", address="command line")
+    finally:
+        accounts.close()
+    store = Store(place, serving=False)
+    try:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows(store, user.id if user else owner, kind)]  # type: ignore[arg-type]
     finally:
         store.close()
     if not lines:

@@ -33,12 +33,15 @@ class Store(Database):
     """The file `chats.sqlite` in a folder of its own rights (0700); ":memory:" for a store that forgets.
 
     `temporary` is such a store beside it, for the chats of which nothing is to be kept; `of` tells which one has an id.
+    With `serving` the answers that a killed server left are marked as stopped; a command beside a server leaves them.
     """
 
-    def __init__(self, path: str | Path, *, prefix: str = ""):
+    def __init__(self, path: str | Path, *, prefix: str = "", serving: bool = True):
         self._prefix = prefix
         self.temporary: Store = self if prefix else Store(":memory:", prefix=TEMPORARY)
         super().__init__(path)
+        if not serving:
+            return
         with self._transaction() as db:
             db.execute(
                 "UPDATE messages SET status = 'stopped', error = 'the server was stopped'"
