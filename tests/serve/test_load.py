@@ -309,14 +309,15 @@ def test_hours_in_small_leave_memory_flat(
 ) -> None:
     """API and page, readers that leave or stall, malformed bodies: SHOAL_SOAK_MINUTES of it, 30 unless told otherwise.
 
-    The slope of the server's memory is that of a line through all readings after the first third.
+    The slope of the server's memory is that of a line through all readings after the first third, when the prompt
+    cache is full: it is kept small.
     """
     failed: list[str] = []
     counts = dict.fromkeys(("answers", "left", "chats", "stalled", "refused"), 0)
     memory: list[tuple[float, float]] = []
     over = threading.Event()
     greedy = chat("Count the boats on the sea.", 20, stream=False, temperature=0)
-    with serving(tiny_model) as (process, client):
+    with serving(tiny_model, "--cache", "0.008") as (process, client):
         first = client.post("/v1/chat/completions", json=greedy).json()["choices"][0]["message"]
 
         def ask(rng: random.Random) -> None:

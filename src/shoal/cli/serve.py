@@ -53,6 +53,9 @@ def command(
         "auto",
         help="Who drafts tokens: lookup, mtp, a small model of the same tokenizer, auto or off. Answers stay the same.",
     ),
+    cache: float = typer.Option(
+        0.0, min=0, help="GB of memory for the prompt cache of a model; 0: a quarter of what is free."
+    ),
     cache_disk: float = typer.Option(
         0.0, min=0, help="GB of the prompt cache kept in the data folder over restarts; 0: none."
     ),
@@ -157,6 +160,7 @@ def command(
             quant=quant,
             device=device,
             speculate=speculate,
+            cache_bytes=int(cache * 1e9) or None,
             cache_disk_bytes=int(cache_disk * 1e9),
         ),
         default=(behind and behind.default) or first,
