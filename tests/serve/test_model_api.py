@@ -98,6 +98,8 @@ def hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]
         }
         server.large = {"model.safetensors"}
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield server
 

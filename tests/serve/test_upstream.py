@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -474,6 +475,19 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert a.price.usd(1_000_000, 500_000, 1_000_000) == pytest.approx(3.5), (
         "cached tokens cost as the others"
     )
+
+
+def test_the_documents_examples_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    keys = dict.fromkeys(("GPU_KEY", "DEEPSEEK_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"), KEY)
+    read = []
+    for block in blocks:
+        (tmp_path / "upstreams.toml").write_text(block)
+        read.append(read_upstreams(tmp_path / "upstreams.toml", keys))
+    kinds = {each.kind for file in read for each in file.upstreams}
+    assert kinds == {"vllm", "deepseek", "openai", "gemini", "llama.cpp"} and not read[0].local
+    assert set(KINDS) <= set(re.findall(r"`([a-z.-]+)`", text)), "every kind is told"
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,8 @@ class Upstream:
     async def _list(self) -> dict[str, dict[str, Any]]:
         """id -> what is said of it."""
         async with self.client.stream("GET", self.address("/models")) as response:
+            if response.status_code in (404, 405) and self.config.models:
+                return {}  # it answers, lists nothing, and need not: its models are named
             if response.status_code != 200:
                 raise refusal(self, response.status_code, b"")
             body = b""

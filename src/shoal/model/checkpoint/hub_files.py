@@ -119,13 +119,12 @@ def _size(path: Path) -> int:
 
 def _fetch_one(name: str, commit: str, file: HubFile, part: Path, told: Callable[[int], None]) -> None:
     """Append to the part what is missing; a connection that breaks is tried again while something still comes."""
-    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     if _size(part) > file.size:
         part.unlink()
-    address = hf_hub_url(name, file.name, revision=commit, endpoint=constants.ENDPOINT)
-    headers = build_hf_headers()
+    address, headers = hf_hub_url(name, file.name, revision=commit), build_hf_headers()
     headers["accept-encoding"] = "identity"
     failures = 0
     while (start := _size(part)) < file.size or not part.exists():

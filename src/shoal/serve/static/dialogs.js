@@ -18,6 +18,7 @@ const FILES = {
   Export: () => import("./dialogs/export.js"),
   File: () => import("./dialogs/file.js"),
   Tokens: () => import("./dialogs/tokens.js"),
+  Models: () => import("./dialogs/models.js"),
   Account: () => import("./account/account.js"),
   Team: () => import("./account/team.js"),
 };

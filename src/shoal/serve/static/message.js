@@ -9,6 +9,7 @@ import { grow } from "./composer.js";
 import { FileChips } from "./files.js";
 import { languageOf, money, number, seconds, t } from "./i18n.js";
 import { isComposing, sends } from "./keys.js";
+import { able } from "./models.js";
 import { CopyButton, IconButton, Notice, Speak } from "./parts.js";
 import { changed, isRunning, openDialog, state } from "./store.js";
 import { Reasoning, Waiting, modelName } from "./waiting.js";
@@ -98,7 +99,7 @@ export function numbersOf(message) {
   if (count !== undefined) parts.push(t("unit.tokens", { count }));
   const first = timings?.first_token_seconds;
   if (first !== undefined) parts.push(t("unit.toFirst", { time: seconds(first) }));
-  if (cost?.usd !== undefined) parts.push(money(cost.usd, cost.currency));
+  if (typeof cost?.usd === "number") parts.push(money(cost.usd, cost.currency));
   return parts;
 }
 
@@ -113,12 +114,12 @@ function Ending({ message, busy }) {
   const more = () => goOn(message);
   if (message.status === "length") {
     const told = t(message.content ? "answer.outOfRoom" : "answer.outOfRoomThinking");
-    const action = message.tool_calls ? undefined : t("action.goOn");
+    const action = message.tool_calls || !able(message, "continue") ? undefined : t("action.goOn");
     return html`<${Notice} words=${told} action=${action} onAction=${more} disabled=${busy} />`;
   }
   if (message.status === "stopped") {
     return html`<p class="ending">${t("answer.stopped")}
-      ${!message.tool_calls && html`<button type="button" class="link" disabled=${busy} onClick=${more}>${t("action.goOn")}</button>`}</p>`;
+      ${!message.tool_calls && able(message, "continue") && html`<button type="button" class="link" disabled=${busy} onClick=${more}>${t("action.goOn")}</button>`}</p>`;
   }
   if (message.status === "done" && !message.content.trim() && !message.tool_calls) return html`<p class="ending">${t("answer.empty")}</p>`;
   return null;
@@ -135,7 +136,7 @@ function Actions({ message, versions, busy }) {
     <${IconButton} icon="thumbs-up" name=${good} pressed=${message.feedback === 1} onClick=${thumb(1)} />
     <${IconButton} icon="thumbs-down" name=${bad} pressed=${message.feedback === -1} onClick=${thumb(-1)} />
     <${IconButton} icon="file-pen-line" name=${better} pressed=${Boolean(message.edited)} onClick=${show("improve")} />
-    <${IconButton} icon="scan-text" name=${t("tokens.open")} onClick=${show("tokens")} />
+    ${able(message, "tokens") && html`<${IconButton} icon="scan-text" name=${t("tokens.open")} onClick=${show("tokens")} />`}
     <${Speak} message=${message} />
   `;
   return html`<footer class="actions">

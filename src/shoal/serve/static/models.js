@@ -50,6 +50,14 @@ export function examples(chosen) {
   return chosen?.examples?.[language] ?? chosen?.examples?.en ?? [];
 }
 
+/**
+ * Whether the model of an answer can do something; those of upstreams cannot do all.
+ * @param {{model?: string | null}} message @param {"tokens" | "answer_now" | "continue"} what
+ */
+export function able(message, what) {
+  return state.models.find(({ id }) => id === message.model)?.abilities?.[what] ?? true;
+}
+
 /** @param {string} id */
 export function chooseModel(id) {
   state.modelId = id;

@@ -1,12 +1,12 @@
 // @ts-check
 // The choices on the composer's lower edge: the model, with its size and how far it is loaded; how hard it thinks.
 import { html, Icon } from "./lib.js";
-import { bytes, compact, t } from "./i18n.js";
+import { bytes, compact, money, t } from "./i18n.js";
 import { errorWords } from "./api.js";
 import { Menu } from "./menu.js";
 import { chooseModel, loadModel, words } from "./models.js";
 import { Notice, Progress } from "./parts.js";
-import { EFFORTS, changed, model, state } from "./store.js";
+import { EFFORTS, changed, model, openDialog, state } from "./store.js";
 
 /** @typedef {import("./store.js").Model} Model */
 
@@ -21,6 +21,9 @@ export function sizes(each) {
   if (each.size_bytes) parts.push(bytes(each.size_bytes));
   if (each.context) parts.push(t("model.context", { n: each.context }));
   if (each.thinking !== "none") parts.push(t("model.thinks"));
+  if (each.upstream) parts.push(t("model.via", { name: each.upstream }));
+  const { price } = each;
+  if (price) parts.push(t("model.price", { input: money(price.input), output: money(price.output) }));
   return parts.join(" · ");
 }
 
@@ -42,9 +45,10 @@ export function LoadProgress() {
 
 /** A model in a menu: name, what it is, its numbers or why it does not work. @param {Model} each */
 export function ModelFacts(each) {
-  const facts = each.error ? t("model.loadFailed", { name: each.name }) : sizes(each);
-  return html`<b>${each.name}</b>${each.loaded && html`<i>${t("model.loaded")}</i>`}
-    <span>${words(each.description)}</span><span class="numbers" title=${each.error ?? ""}>${facts}</span>`;
+  const trouble = each.upstream ? each.error : t("model.loadFailed", { name: each.name });
+  const facts = each.error ? trouble : sizes(each);
+  return html`<b>${each.name}</b>${each.loaded && !each.upstream && html`<i>${t("model.loaded")}</i>`}
+    ${!each.upstream && html`<span>${words(each.description)}</span>`}<span class="numbers" title=${each.error ?? ""}>${facts}</span>`;
 }
 
 export function ModelPicker() {
@@ -58,7 +62,9 @@ export function ModelPicker() {
   });
   const items = () => state.models.map(item);
   const button = html`<span class="name">${chosen.name}</span><${Icon} name="chevron-down" />`;
-  const foot = state.moreModelsHint && html`<p>${state.moreModelsHint}</p>`;
+  const manages = !state.user || state.user.admin;
+  const manage = html`<button type="button" class="link" onClick=${() => openDialog("models", {})}>${t("model.manage")}</button>`;
+  const foot = manages ? html`<p>${manage}</p>` : state.moreModelsHint && html`<p>${state.moreModelsHint}</p>`;
   return html`<${Menu} label=${t("model.choose", { name: chosen.name })} button=${button} items=${items} foot=${foot} />`;
 }
 

@@ -18,7 +18,8 @@
  * @typedef {"off" | "low" | "high" | "max"} Effort
  * @typedef {{id: string, name: string, description: any, size_bytes: number, parameters: number,
  *   parameters_active: number, context: number, thinking: "none" | "native" | "adapter", loaded: boolean,
- *   error?: string | null, examples: Record<string, string[]>, languages: string[]}} Model
+ *   error?: string | null, examples: Record<string, string[]>, languages: string[], upstream?: string,
+ *   price?: {input: number, output: number} | null, abilities?: Record<string, boolean>}} Model
  * @typedef {{state: "queued" | "loading" | "prompt" | "thinking" | "writing", since: number, position?: number,
  *   bytes_done?: number, bytes_total?: number, processed?: number, total?: number, cached?: number, seconds?: number,
  *   thinkingSince?: number, stopping?: boolean, hurried?: boolean}} Live what a running answer is doing

@@ -4,6 +4,7 @@ import { html, Icon, useState } from "./lib.js";
 import { answerNow } from "./ask.js";
 import { Blocks } from "./blocks.js";
 import { bytes, number, percent, seconds, t } from "./i18n.js";
+import { able } from "./models.js";
 import { Progress } from "./parts.js";
 import { isRunning, state } from "./store.js";
 
@@ -86,7 +87,7 @@ export function Reasoning({ message, live, onToggle }) {
   return html`<section class=${`thoughts ${view}`}>
     <button type="button" class=${thinking ? "shimmer" : ""} aria-expanded=${view === "full"} onClick=${toggle}>
       <${Icon} name="brain" /><span>${parts.join(" · ")}</span><${Icon} name="chevron-down" /></button>
-    ${thinking && html`<${AnswerNow} message=${message} live=${live} />`}
+    ${thinking && able(message, "answer_now") && html`<${AnswerNow} message=${message} live=${live} />`}
     ${
       view !== "folded" &&
       html`<div class="inside"><div><${Blocks} text=${message.reasoning} finished=${!thinking} /></div></div>`

@@ -10,6 +10,7 @@ import { modelName } from "../waiting.js";
 
 /** @param {number | null | undefined} joules @param {string | undefined} source */
 function energy(joules, source) {
+  if (source === "unknown") return t("receipt.unknown");
   if (joules === undefined || joules === null) return undefined;
   const digits = joules < 10 ? 2 : 0;
   return t(source === "measured" ? "receipt.measured" : "receipt.estimated", { n: number(joules, digits) });
