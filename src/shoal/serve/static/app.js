@@ -139,6 +139,9 @@ function Toast() {
 }
 
 function App() {
+  if (state.startError?.needsKey) {
+    return html`<div class="app"><main class="main"><div class="scroll"><div class="column"><${StartError} /></div></div></main></div>`;
+  }
   const close = () => toggleSidebar(false);
   return html`<div class=${state.sidebar ? "app with-sidebar" : "app"}>
     <${Sidebar} />

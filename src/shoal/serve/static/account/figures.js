@@ -15,7 +15,7 @@ export function Figures({ rows, first }) {
     <td>${compact(used.prompt_tokens)}</td><td>${compact(used.completion_tokens)}</td>
     <td>${seconds(used.seconds)}</td><td>${price(used)}</td>
   </tr>`;
-  return html`<div class="table"><table class="figures">
+  return html`<div class="table" role="region" aria-label=${t("account.usage")} tabindex="0"><table class="figures">
     <thead><tr>
       <th scope="col">${first}</th><th scope="col">${t("account.answers")}</th><th scope="col">${t("account.read")}</th>
       <th scope="col">${t("account.written")}</th><th scope="col">${t("account.time")}</th><th scope="col">${t("account.cost")}</th>

@@ -40,6 +40,6 @@ export function Login({ onDone }) {
     ${way === "password" && name}
     <label>${t(`login.${way}`)}<input name=${way} type="password" required maxlength="1000" autocomplete="current-password" /></label>
     <button class="button primary" disabled=${busy}>${t("login.open")}</button>
-    ${way === "password" && html`<p class="small">${t("login.forgotten")}</p>`}
+    ${way === "password" && html`<p>${t("login.forgotten")}</p>`}
   </form>`;
 }

@@ -51,7 +51,7 @@ function Log() {
   </tr>`;
   return html`<h3>${t("team.log")}</h3>
     <p>${t("team.logAbout")}</p>
-    <div class="table"><table class="figures"><tbody>${entries.map(row)}</tbody></table></div>
+    <div class="table" role="region" aria-label=${t("team.log")} tabindex="0"><table class="figures"><tbody>${entries.map(row)}</tbody></table></div>
     ${more && html`<div class="buttons start"><button type="button" class="button" onClick=${read}>${t("history.older")}</button></div>`}`;
 }
 
