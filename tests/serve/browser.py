@@ -256,15 +256,34 @@ def open_page(page_server: str, browser: Any) -> Iterator[Callable[..., Any]]:
 
 
 def ask(page: Any, text: str, *, wait: bool = True) -> None:
+    """Send a question whose words the turn before it does not have, so that its own turn can be told from that one."""
+    bubble = f".turn.last .bubble:has-text({json.dumps(text.splitlines()[0][:40], ensure_ascii=False)})"
+    assert page.locator(bubble).count() == 0
     page.fill("#question", text)
     page.press("#question", "Enter")
-    page.wait_for_selector(f".bubble:has-text({json.dumps(text.splitlines()[0][:40], ensure_ascii=False)})")
+    page.wait_for_selector(bubble)
     if wait:
         finished(page)
 
 
 def finished(page: Any) -> None:
+    """The last answer is at its end. Whoever began, reopened or reloaded it waits first for a sign that this shows."""
     page.wait_for_selector(".turn.last .answer[aria-busy=false]")
+
+
+def at_rest(page: Any) -> float:
+    """Where the thread is scrolled to, once it has not moved for twenty frames."""
+    top: float = page.evaluate("""() => new Promise((done) => {
+        const box = document.querySelector(".scroll");
+        let [last, still] = [box.scrollTop, 0];
+        const look = () => {
+            still = box.scrollTop === last ? still + 1 : 0;
+            last = box.scrollTop;
+            if (still >= 20) done(last); else requestAnimationFrame(look);
+        };
+        look();
+    })""")
+    return top
 
 
 def answer_text(page: Any) -> str:

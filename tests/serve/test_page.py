@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from tests.serve.browser import HOSTILE, LINES, TOUR, answer_text, ask, asked, finished
+from tests.serve.browser import HOSTILE, LINES, TOUR, answer_text, ask, asked, at_rest, finished
 from tests.serve.held import held
 
 from shoal.serve.store import Store
@@ -187,11 +187,9 @@ def test_thoughts_open_while_thinking_and_fold_when_the_answer_begins(open_page:
     assert page.evaluate("window.views") == ["thoughts peek", "thoughts folded"]
     assert re.search(r"Thought for .*\d+ tokens", page.locator(".thoughts > button").inner_text())
     page.set_viewport_size({"width": 1200, "height": 500})
-    settle = "() => new Promise(done => setTimeout(() => requestAnimationFrame(done), 300))"
-    page.evaluate(settle)  # the new size has been laid out: what moves from here on is the panel's doing
+    at_rest(page)  # the new size has been laid out: what moves from here on is the panel's doing
     page.evaluate("document.querySelector('.scroll').scrollTop = 40")
-    page.evaluate(settle)
-    top = page.evaluate("document.querySelector('.scroll').scrollTop")
+    top = at_rest(page)
     page.click(".thoughts > button")
     page.wait_for_selector(".thoughts.full")
     assert abs(page.evaluate("document.querySelector('.scroll').scrollTop") - top) <= 5
@@ -210,8 +208,7 @@ def test_a_reader_who_scrolled_up_is_left_in_peace(open_page: Any) -> None:
     page.mouse.move(700, 300)
     page.mouse.wheel(0, -300)
     page.wait_for_selector(".jump")
-    page.wait_for_timeout(300)  # the wheel's own motion
-    top = page.evaluate("document.querySelector('.scroll').scrollTop")
+    top = at_rest(page)  # the wheel has a motion of its own
     finished(page)
     assert abs(page.evaluate("document.querySelector('.scroll').scrollTop") - top) <= 5
     page.click(".jump")
@@ -220,15 +217,11 @@ def test_a_reader_who_scrolled_up_is_left_in_peace(open_page: Any) -> None:
         "(node => node.scrollHeight - node.clientHeight - node.scrollTop)(document.querySelector('.scroll'))"
     )
     assert page.evaluate(distance) <= 1
-    # The question moves near the top and the answer has room below: seen frame by frame, before the answer fills it.
-    watch = """() => { window.tops = []; const look = () => {
-        const bubbles = [...document.querySelectorAll(".turn.last .bubble")];
-        const node = bubbles.find((each) => each.textContent.includes("the next question"));
-        if (node) window.tops.push(node.getBoundingClientRect().top);
-        requestAnimationFrame(look); }; look(); }"""
-    page.evaluate(watch)
-    ask(page, "the next question")
-    assert any(48 <= top <= 200 for top in page.evaluate("window.tops"))
+    with held(0):  # the question moves near the top, and the answer has room below
+        ask(page, "the next question", wait=False)
+        near = "document.querySelector('.turn.last .bubble').getBoundingClientRect().top"
+        page.wait_for_function(f"() => 48 <= {near} && {near} <= 200")
+    finished(page)
 
 
 def test_history_finds_two_japanese_characters(open_page: Any) -> None:
@@ -321,12 +314,13 @@ def test_drafts_feedback_and_a_better_answer_are_kept(open_page: Any, page_serve
     page.click(".chats li a")
     finished(page)
     assert page.input_value("#question") == "half a thought"
-    page.click(".turn.last [aria-label='Good answer']")
+    with page.expect_response("**/feedback"):
+        page.click(".turn.last [aria-label='Good answer']")
     page.click(".turn.last [aria-label='Write a better answer']")
     page.fill("dialog textarea", "my own words")
-    page.click("dialog .primary")
+    with page.expect_response("**/feedback"):
+        page.click("dialog .primary")
     page.wait_for_selector(".turn.last [aria-label='Write a better answer'][aria-pressed=true]")
-    page.wait_for_timeout(100)
     answer = asked(page_server, page)[-1]
     assert (answer["feedback"], answer["edited"]) == (1, "my own words")
 

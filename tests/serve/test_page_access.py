@@ -93,7 +93,9 @@ def tour(page_store: Store) -> str:
         "local", chat, parent_id=question["id"], role="assistant", content=text, model="tour"
     )
     assert answer
+    calls = [{"id": "1", "name": "weather", "arguments": '{"city": "Kobe"}'}]
     page_store.update_message("local", answer["id"], reasoning="I think.", thinking_seconds=3.0, reasoning_tokens=3,
+                              tool_calls=calls,
                               usage={"prompt_tokens": 9, "completion_tokens": 99, "cached_tokens": 0})  # fmt: skip
     return f"/#{chat}"
 
@@ -279,7 +281,11 @@ def test_the_shell_stands_without_its_server_and_heals(browser: Any) -> None:
         page.evaluate("() => navigator.serviceWorker.ready.then(() => true)")
         page.reload()  # now through the worker, which keeps what comes
         page.wait_for_selector(".picker")
-        page.wait_for_load_state("networkidle")
+        kept = """async () => { const files = performance.getEntriesByType("resource").map(({ name }) => name)
+            .filter((name) => name.includes("/static/"));
+            const found = await Promise.all(files.map((name) => caches.match(name)));
+            return files.length > 20 && found.every(Boolean); }"""
+        page.wait_for_function(kept)
     page.reload()
     page.wait_for_selector(".notice.error:has-text('The server cannot be reached')")
     with server_at(port, "second"):

@@ -81,8 +81,8 @@ def test_files_and_long_pastes_go_with_the_question(
         "api/pdf",
         lambda: chooser.value.set_files([tmp_path / n for n in ("notes.txt", "picture.png", "paper.pdf")]),
     )
+    page.wait_for_selector(".toast:has-text('picture.png: it is not a text')")  # it goes away by itself
     page.wait_for_selector(".composer .files li:has-text('paper.pdf')")
-    page.wait_for_selector(".toast:has-text('picture.png: it is not a text')")
     paste = """(text) => { const data = new DataTransfer(); data.setData("text/plain", text);
         document.querySelector("#question").dispatchEvent(
             new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true})); }"""
