@@ -216,13 +216,13 @@ def _receipts(name: str) -> dict[str, Any]:
     if entry is None:
         raise ApiError(404, "there is no such model")
     links: list[dict[str, Any]] = []
-    file = entry.path / "receipt.json"
+    file = (entry.thinking_adapter or entry.path) / "receipt.json"
     if file.is_file():
         for receipt in Receipt.from_dict(json.loads(read_text(file))).chain():
             values = receipt.to_dict() | {"parent": None}
             values["energy_basis"] = "estimated" if receipt.energy_source == "estimated" else "measured"
             links.append(values)
-    below = _PUBLISHED.get(entry.name)
+    below = _PUBLISHED.get(entry.base or entry.name)
     published = None
     if below:
         run = runs.runs()[below]
