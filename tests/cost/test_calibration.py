@@ -149,8 +149,8 @@ def test_the_receipts_of_nano_beside_their_plan() -> None:
     """The planner's FLOPs and the meter's agree: tokens times the same counts, rows of about the same length."""
     result = CliRunner().invoke(app, ["cost", "validate", "nano", "--json"])
     rows = json.loads(result.stdout)["rows"]
-    own = [row for row in rows if row["kind"] in ("train", "sft")]
-    assert own
+    own = [row for row in rows if row["kind"] in ("train", "sft", "mtp")]
+    assert {row["kind"] for row in own} == {"train", "sft", "mtp"}
     for row in own:
         real, planned = row["parts"]["FLOPs"]
         assert planned == pytest.approx(real, rel=0.1)

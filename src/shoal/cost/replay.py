@@ -11,8 +11,6 @@ from shoal.cost.receipt import Receipt
 from shoal.cost.runs import class_name, classes
 from shoal.model.config import ModelConfig
 
-STAGES = ("train", "sft", "mtp")
-
 
 def _rate(link: Receipt, config: ModelConfig, sequence: int) -> tuple[float, float | None, str]:
     """(utilisation, peak in FLOP/s or None, what they are) for one link: this machine's calibration if the run was on
@@ -43,7 +41,9 @@ def beside_receipts(receipt: Receipt, config: ModelConfig, sequence: int = 512) 
     rows = []
     for link in receipt.chain():
         flops = None
-        if link.kind in STAGES and link.kind != "mtp":
+        if link.kind == "mtp":
+            flops = link.tokens * counts.draft_training_flops(config, sequence)
+        elif link.kind in ("train", "sft"):
             flops = link.tokens * counts.flops_per_token(config, sequence, training=True)
         share, peak, basis = _rate(link, config, sequence)
         seconds = None if not peak else link.flops / (peak * share * max(link.processes, 1))

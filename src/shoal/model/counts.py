@@ -99,6 +99,12 @@ def flops_per_token(c: ModelConfig, context: float, training: bool, *, mtp: bool
     return 3 * forward if training else forward
 
 
+def draft_training_flops(c: ModelConfig, context: float) -> float:
+    """FLOPs per token of training the MTP modules alone: the trunk runs forwards only."""
+    trunk = flops_per_token(c, context, training=False)
+    return trunk + 3 * (flops_per_token(c, context, training=False, mtp=True) - trunk)
+
+
 def decode_flops(c: ModelConfig, context: float) -> float:
     """FLOPs of one new token behind `context` cached ones (MLA absorbed: all heads read the latent)."""
     width = _attention_width(c)

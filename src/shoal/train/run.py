@@ -190,8 +190,7 @@ class Run:
         """Of training, forward and backward, in rows of `context` tokens."""
         if stage != "mtp":
             return counts.flops_per_token(self.config, context, training=True)
-        trunk = counts.flops_per_token(self.config, context, training=False)  # it runs forwards only
-        return trunk + 3 * (counts.flops_per_token(self.config, context, training=False, mtp=True) - trunk)
+        return counts.draft_training_flops(self.config, context)
 
     def measure(self, stage: str) -> dict[str, float]:
         """What the stage's held-out rows say."""
