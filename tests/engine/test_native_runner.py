@@ -14,6 +14,7 @@ import torch
 
 from shoal.engine.runner import Chunk, DraftChunk
 from shoal.engine.torch_runner import TorchRunner
+from shoal.engine.torch_runner import cache_token_bytes as torch_cache_token_bytes
 from shoal.errors import ShoalError
 from shoal.model.checkpoint.save import Weights, save_checkpoint, save_gguf
 from shoal.model.checkpoint.source import open_source
@@ -27,7 +28,7 @@ if not native.available:
     pytest.skip(native.missing_reason, allow_module_level=True)
 
 from shoal.engine import native_weights
-from shoal.engine.native_runner import NativeRunner
+from shoal.engine.native_runner import NativeRunner, cache_token_bytes
 from shoal.engine.native_weights import NativeWeights, load
 from shoal.ops.native import core
 
@@ -261,7 +262,9 @@ def test_unquantised_logits_equal_the_network(kind: str, folder: Callable[[str],
     """Up to fp16 keys and values; hidden states and the experts chosen too."""
     network, ids = make_network(kind), random_ids(37, 1)
     chunk = Chunk(ids, 0, [9, 2, 30], logits=37, hidden=True, routing=True)
-    output = make_runner(load(open_source(folder(kind)), "none")).run([chunk])
+    runner = make_runner(load(open_source(folder(kind)), "none"))
+    assert runner.block_bytes == BLOCK * cache_token_bytes(network.config, mtp=False)
+    output = runner.run([chunk])
     with torch.no_grad():
         hidden = network(torch.tensor(ids), RowsContext(1, len(ids)))
         expected = network.logits(hidden).numpy()
@@ -332,7 +335,9 @@ def test_drafts_are_those_of_the_network_in_any_cutting_and_company(tmp_path: Pa
     torch_runner = TorchRunner(network, cache_positions=512, block_size=BLOCK)
     runner = make_runner(load(source, "none", mtp=True), threads)
     plain = make_runner(load(source, "none"))
-    assert runner.has_mtp and not plain.has_mtp and runner.block_bytes > plain.block_bytes
+    assert runner.has_mtp and not plain.has_mtp
+    assert runner.block_bytes == BLOCK * cache_token_bytes(network.config, mtp=True)
+    assert torch_runner.block_bytes == BLOCK * torch_cache_token_bytes(network.config, 4, mtp=True)
     rows, tables = [random_ids(n, n) for n in (41, 9, 23, 60)], [[7, 3, 11], [1], [20, 21], [0, 2, 9, 5]]
     expected = []
     for ids, table in zip(rows, tables, strict=True):
@@ -402,6 +407,25 @@ def test_gguf_blocks_are_taken_over_without_loss(folder: Callable[[str], Path], 
             np.abs(found - expected).max() < 0.15
             and np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.999
         )
+
+
+@pytest.mark.parametrize("kind", ["llama-tied", "v3"])
+def test_half_precision_stays_as_it_is(kind: str, tmp_path: Path) -> None:
+    """Neither widened to twice the bytes nor rounded. (The file's router is F32, its matrices of MLA heads BF16.)"""
+    save_gguf(tmp_path / "m.gguf", Weights.of_network(make_network(kind)), dtype="float16")
+    source = open_source(tmp_path / "m.gguf")
+    weights = load(source)
+    matrices = [w for w in weights.plan.weights.values() if w.format != "vector"]
+    rest = [w for w in matrices if not w.name.endswith(("router", "k_up", "v_up"))]
+    assert {w.format for w in rest} == {"F16"}
+    assert weights.plan.summary() == "float16"
+    plain = Plain(weights)
+    for weight in matrices:
+        if weight.form == "rows" and weight.count == 1:
+            np.testing.assert_array_equal(plain.matrix(weight.name)[0], source.floats(weight.parameters[0]))
+    ids = random_ids(20, 3)
+    found = make_runner(weights).run([Chunk(ids, 0, [3, 1], logits=20)]).logits[0]
+    np.testing.assert_allclose(found, plain(ids), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["q4_k", "q4_0", "q4_1", "q8_0"])

@@ -94,13 +94,13 @@ def test_extreme_weights_do_not_overflow(isa: str) -> None:
             close(got, np.full((20, rows), sign * value * cols, np.float32), 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["F32", "BF16"])
+@pytest.mark.parametrize("kind", ["F32", "BF16", "F16"])
 @pytest.mark.parametrize(("rows", "cols", "tokens"), SHAPES)
 def test_float_products(isa: str, kind: str, rows: int, cols: int, tokens: int) -> None:
     form, w, x = core.Format[kind], numbers(rows, cols), numbers(tokens, cols, seed=1)
     data = core.pack(form, w).reshape(-1)
     back = core.unpack(form, rows, cols, data)
-    close(back, w, 0 if kind == "F32" else 2**-8)
+    close(back, w, {"F32": 0, "BF16": 2**-8, "F16": 2**-11}[kind])
     got = core.matmul(form, rows, cols, data, x)
     close(got, x.astype(np.float64) @ back.T.astype(np.float64), 3e-6)
     pool = core.Pool(2)

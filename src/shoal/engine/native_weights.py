@@ -45,6 +45,7 @@ _IN_MEMORY_BELOW = 1 << 30  # smaller models are read into huge pages (a quarter
 _CACHE_BYTES = 20 << 30  # of all cache files together
 _PIECE = 64 << 20  # bytes of fp32 rows that are packed at a time
 _LOSSLESS = {"Q8_0": "Q8", "Q4_0": "Q4", "Q4_1": "Q4M", "Q4_K": "Q4M"}
+_NAMES = {"Q8": "int8", "Q4": "int4", "Q4M": "int4", "BF16": "bfloat16", "F16": "float16"}
 _PLAIN = ("F64", "F32", "F16", "BF16", "F8_E4M3")
 
 
@@ -178,17 +179,15 @@ class Plan:
         if stored in _PLAIN:
             if self.quant in ("8", "4"):
                 return "Q4" if self.quant == "4" and not wide else "Q8"
-            return "BF16" if stored == "BF16" else "F32"
+            return stored if stored in ("BF16", "F16") else "F32"
         own = _LOSSLESS.get(stored, "Q8")
         return "Q4" if self.quant == "4" and own == "Q8" and not wide else own
 
     def summary(self) -> str:
-        """What most of the bytes are: int8, int4, bfloat16 or float32."""
+        """What most of the bytes are: int8, int4, bfloat16, float16 or float32."""
         sizes: dict[str, int] = {}
         for weight in self.weights.values():
-            kind = {"Q8": "int8", "Q4": "int4", "Q4M": "int4", "BF16": "bfloat16"}.get(
-                weight.format, "float32"
-            )
+            kind = _NAMES.get(weight.format, "float32")
             sizes[kind] = sizes.get(kind, 0) + weight.nbytes
         return max(sizes, key=lambda kind: sizes[kind])
 
@@ -425,7 +424,7 @@ def load(
             hint="If the names look right, the download is incomplete: fetch it again.",
         )
     plan = Plan(source, quant, mtp)
-    if all(weight.format in ("F32", "BF16", "vector") for weight in plan.weights.values()):
+    if not any(weight.format.startswith("Q") for weight in plan.weights.values()):
         return NativeWeights(plan, _packed(plan, progress))  # nothing was quantised: nothing to keep
     header = _header(plan)
     path = cache_folder() / f"{hashlib.sha256(header).hexdigest()[:32]}.weights"

@@ -23,12 +23,12 @@ constexpr int kLayout = 1;    // version of the packed layout, for keys of cache
 using half = uint16_t;  // bits of an IEEE half-precision number
 using bf16 = uint16_t;  // upper half of a float
 
-// F32, BF16: floats, multiplied with float activations.
+// F32, BF16, F16: floats, multiplied with float activations.
 // Q8: integers -128..127 times a scale.  Q4: integers -8..7 times a scale (GGUF's Q4_0).
 // Q4M: integers 0..15 times a scale, plus a minimum (GGUF's Q4_1).  One fp16 scale (and minimum) for 32 elements.
-enum class Format : int { F32 = 0, BF16 = 1, Q8 = 2, Q4 = 3, Q4M = 4 };
+enum class Format : int { F32 = 0, BF16 = 1, Q8 = 2, Q4 = 3, Q4M = 4, F16 = 5 };
 
-inline bool is_quantised(Format format) { return format >= Format::Q8; }
+inline bool is_quantised(Format format) { return format == Format::Q8 || format == Format::Q4 || format == Format::Q4M; }
 inline int padded(int cols) { return (cols + kChunk - 1) / kChunk * kChunk; }
 
 // A view; the memory is the caller's: position-independent, 64-byte aligned, at best in huge pages.
@@ -42,7 +42,7 @@ struct Matrix {
 };
 
 // Activations of T tokens. For quantised weights: int8 per element, and per group a scale and the sum of the integers.
-// For F32 and BF16 weights only `x` is read.
+// For weights that are floats only `x` is read.
 struct Activations {
     const float* x = nullptr;  // [T, D], rows `ldx` floats apart
     ptrdiff_t ldx = 0;

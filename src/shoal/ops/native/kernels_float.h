@@ -1,6 +1,13 @@
-// Products of F32 and BF16 weights with float activations. Included by kernels_isa.cpp.
+// Products of F32, BF16 and F16 weights with float activations. Included by kernels_isa.cpp.
 // Per output: sum = fma(w[d], x[d], sum) for d ascending, in float.
 #pragma once
+
+// The 16 rows of an inner element, of the pair that begins here the first or the second.
+template <Format F> inline vf load_weights(const uint8_t* pair, bool second) {
+    if constexpr (F == Format::F32) return load((const float*)pair + second * kRows);
+    else if constexpr (F == Format::F16) return load_half((const half*)pair + second * kRows);
+    else return second ? load_bf16_odd(pair) : load_bf16_even(pair);
+}
 
 // N tokens with B row blocks: few tokens take several blocks, so that the multipliers have independent sums to work on.
 template <Format F, int N, int B>
@@ -14,10 +21,10 @@ void float_tile(const uint8_t* block, ptrdiff_t block_bytes, int cols, const Act
         for (int b = 0; b < B; b++) {
             const uint8_t* pair = block + b * block_bytes;
             prefetch<kPair>(pair + kAhead);
-            vf even = F == Format::F32 ? load((const float*)pair) : load_bf16_even(pair);
+            vf even = load_weights<F>(pair, false);
             for (int t = 0; t < N; t++) total[t][b] = fma(even, set1(x.x[t * x.ldx + d]), total[t][b]);
             if (last) continue;
-            vf odd = F == Format::F32 ? load((const float*)pair + kRows) : load_bf16_odd(pair);
+            vf odd = load_weights<F>(pair, true);
             for (int t = 0; t < N; t++) total[t][b] = fma(odd, set1(x.x[t * x.ldx + d + 1]), total[t][b]);
         }
     }

@@ -38,6 +38,7 @@ void matmul(const Matrix& w, const Activations& x, int tokens, float* y, ptrdiff
     switch (w.format) {
         case Format::F32: return float_matmul<Format::F32>(w, x, tokens, y, ldy, begin, end);
         case Format::BF16: return float_matmul<Format::BF16>(w, x, tokens, y, ldy, begin, end);
+        case Format::F16: return float_matmul<Format::F16>(w, x, tokens, y, ldy, begin, end);
         case Format::Q8: return quant_matmul<Format::Q8>(w, x, tokens, y, ldy, begin, end);
         case Format::Q4: return quant_matmul<Format::Q4>(w, x, tokens, y, ldy, begin, end);
         case Format::Q4M: return quant_matmul<Format::Q4M>(w, x, tokens, y, ldy, begin, end);

@@ -83,7 +83,8 @@ NB_MODULE(_core, m) {
     m.attr("ROWS") = kRows, m.attr("GROUP") = kGroup, m.attr("CHUNK") = kChunk, m.attr("LAYOUT") = kLayout, m.attr("SPAN") = kSpan;
 
     nb::enum_<Format>(m, "Format", "How weights are stored; kernels.h says what each means.")
-        .value("F32", Format::F32).value("BF16", Format::BF16).value("Q8", Format::Q8).value("Q4", Format::Q4).value("Q4M", Format::Q4M);
+        .value("F32", Format::F32).value("BF16", Format::BF16).value("Q8", Format::Q8).value("Q4", Format::Q4).value("Q4M", Format::Q4M)
+        .value("F16", Format::F16);
 
     m.def("kernels", [] { return kernels().name; }, "Name of the instruction set in use.");
     m.def("available_kernels", [] {

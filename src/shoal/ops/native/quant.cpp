@@ -169,7 +169,7 @@ Quantised quantise4m(const float* x, int n) {
 size_t Matrix::block_bytes(Format format, int cols) {
     switch (format) {
         case Format::F32: return size_t(cols) * kRows * 4;
-        case Format::BF16: return size_t(cols + 1) / 2 * kRows * 4;
+        case Format::BF16: case Format::F16: return size_t(cols + 1) / 2 * kRows * 4;
         default: return size_t(padded(cols) / kChunk) * Place(format).chunk;
     }
 }
@@ -184,6 +184,7 @@ void pack(Format format, const float* x, ptrdiff_t ldx, int rows, int cols, uint
                 const float* row = x + (first + r) * ldx;
                 for (int d = 0; d < cols; d++) {
                     if (format == Format::F32) std::memcpy(out + (size_t(d) * kRows + r) * 4, row + d, 4);
+                    else if (format == Format::F16) put_half(out + (size_t(d) * kRows + r) * 2, to_half(row[d]));
                     else put_half(out + size_t(d / 2) * 64 + r * 4 + d % 2 * 2, to_bf16(row[d]));
                 }
             }
@@ -226,6 +227,8 @@ void unpack_row(const Matrix& w, int row, float* out) {
     const int r = row % kRows;
     if (w.format == Format::F32) {
         for (int d = 0; d < w.cols; d++) std::memcpy(out + d, block + (size_t(d) * kRows + r) * 4, 4);
+    } else if (w.format == Format::F16) {
+        for (int d = 0; d < w.cols; d++) out[d] = from_half(get_half(block + (size_t(d) * kRows + r) * 2));
     } else if (w.format == Format::BF16) {
         for (int d = 0; d < w.cols; d++) out[d] = from_bf16(get_half(block + size_t(d / 2) * 64 + r * 4 + d % 2 * 2));
     } else {
