@@ -37,6 +37,10 @@ _PER_PAIR, _PER_NAME, _PER_ADDRESS = (5, 60.0), (50, 900.0), (100, 900.0)
 """So many failed sign-ins in so many seconds: of one name from one address, of one name, from one address."""
 
 
+MAX_WAITING = 20
+"""Passwords that wait for their check; a flood from many addresses is turned away."""
+
+
 class SignIn(PageBody):
     """A user's name and password; or a key, on a server with an operator's key and no users."""
 
@@ -111,6 +115,7 @@ class AccountApi:
         self.attempts = Attempts()
         # Passwords are checked one at a time: 32 MiB and a quarter of a second each.
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="shoal-password")
+        self._waiting = 0
 
     def routes(self) -> list[Route]:
         return [
@@ -173,8 +178,14 @@ class AccountApi:
     async def _checked(self, name: str, password: str, address: str) -> User | None:
         spelt = name.casefold()
         self.attempts.begin(spelt, address)
-        loop = asyncio.get_running_loop()
-        user = await loop.run_in_executor(self._slow, self.accounts.check_password, name, password)
+        if self._waiting >= MAX_WAITING:
+            raise ApiError(429, "too many people sign in at once; try again in a moment", headers={"retry-after": "5"})
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            user = await loop.run_in_executor(self._slow, self.accounts.check_password, name, password)
+        finally:
+            self._waiting -= 1
         if user is not None:
             self.attempts.succeeded(spelt, address)
         return user
