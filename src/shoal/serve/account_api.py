@@ -35,8 +35,6 @@ Name = Annotated[Text, Field(min_length=1, max_length=64)]
 Password = Annotated[Text, Field(max_length=1000)]
 _PER_PAIR, _PER_NAME, _PER_ADDRESS = (5, 60.0), (50, 900.0), (100, 900.0)
 """So many failed sign-ins in so many seconds: of one name from one address, of one name, from one address."""
-
-
 MAX_WAITING = 20
 """Passwords that wait for their check; a flood from many addresses is turned away."""
 
@@ -179,7 +177,9 @@ class AccountApi:
         spelt = name.casefold()
         self.attempts.begin(spelt, address)
         if self._waiting >= MAX_WAITING:
-            raise ApiError(429, "too many people sign in at once; try again in a moment", headers={"retry-after": "5"})
+            raise ApiError(
+                429, "too many people sign in at once; try again in a moment", headers={"retry-after": "5"}
+            )
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
