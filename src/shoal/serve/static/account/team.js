@@ -47,7 +47,7 @@ function Log() {
   useEffect(() => void read(), []);
   const row = (/** @type {Entry} */ { seq, at, name, action, target, address }) => html`<tr key=${seq}>
     <th scope="row">${dateTime(at)}</th><td class="words">${name}</td>
-    <td class="words">${action.replaceAll("_", " ")}${target && `: ${target}`}</td><td class="words">${address}</td>
+    <td class="words">${t(`log.${action.replace(".", "_")}`)}${target && `: ${target}`}</td><td class="words">${address}</td>
   </tr>`;
   return html`<h3>${t("team.log")}</h3>
     <p>${t("team.logAbout")}</p>
