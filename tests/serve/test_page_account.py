@@ -97,7 +97,7 @@ def test_from_the_sign_in_to_the_way_out(server: str, browser: Any, axe: str) ->
     page.click("dialog [aria-label='Remove: 田中']")
     page.click("dialog [aria-label='Delete with all chats: 田中']")
     page.wait_for_selector("dialog .people >> text=田中", state="detached")
-    assert "sign in" in page.inner_text("dialog .figures >> nth=-1")
+    assert "Signed in" in page.inner_text("dialog .figures >> nth=-1")
     assert secret not in page.inner_text("body")
     page.keyboard.press("Escape")
 
