@@ -146,8 +146,10 @@ class NativeRunner:
         self._next_adapter += 1
         updates = list(_updates(self.config, self._in, low))
         packed = _packed([matrix for *_, a, b in updates for matrix in (a, b)])
-        for (*place, _, _), a, b in zip(updates, packed[0::2], packed[1::2], strict=True):
-            self._step.add_update(number, *place, a, b)
+        for (layer, product, index, *_), low_a, low_b in zip(
+            updates, packed[0::2], packed[1::2], strict=True
+        ):
+            self._step.add_update(number, layer, product, index, low_a, low_b)
         unused = [m for m in low if m.endswith((".mlp.gate", "embed_tokens"))]
         if unused:
             self._step.remove_adapter(number)
