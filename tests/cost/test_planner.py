@@ -295,9 +295,10 @@ def test_hybrid_sharing_stays_inside_a_node() -> None:
     assert zero1["optimiser"] == 12 * weights / 64 and zero1["weights"] == 2 * weights
 
 
-def test_a_service_by_hand() -> None:
+@pytest.mark.parametrize("speed", [30.0, 120.0])  # memory decides, then speed
+def test_a_service_by_hand(speed: float) -> None:
     """The most readers that still get their speed and their memory; machines for the day's peak; the first token."""
-    asked = {"kind": "serve", "prompts": 10**8, "tokens_per_second": 30.0, "cached_share": 0.5}
+    asked = {"kind": "serve", "prompts": 10**8, "tokens_per_second": speed, "cached_share": 0.5}
     made, config = plan(job(**asked)), runs.known_model("llama-3.1-8b")
     s, device = made.serving, get("h100")
     weights = counts.parameters_total(config) - config.vocab_size * config.hidden_size
@@ -305,11 +306,12 @@ def test_a_service_by_hand() -> None:
     assert s["one_reader_tokens_per_second"] == pytest.approx(3350e9 * planner.MEMORY_SHARE / read)
     readers = round(s["readers"])
 
-    def holds(n: int) -> bool:
+    def holds(n: int) -> tuple[bool, bool]:
         bytes_needed = sum(formulas.serving_memory(config, 1, n, 1024, 16).values())
-        return planner.decode_seconds(config, device, 1, n, 768, 16) <= 1 / 30 and bytes_needed <= 76e9
+        return planner.decode_seconds(config, device, 1, n, 768, 16) <= 1 / speed, bytes_needed <= 76e9
 
-    assert holds(readers) and not holds(readers + 1)
+    assert holds(readers) == (True, True)
+    assert holds(readers + 1) == ((True, False) if speed == 30 else (False, True))
     busy = 1e8 * 512 / s["tokens_per_second"] + 1e8 * 256 / s["prefill_tokens_per_second"]
     assert s["machines"] == -(-busy // (86400 * 0.8)) > 1
     assert s["first_token_seconds"] == pytest.approx(256 / s["prefill_tokens_per_second"])
@@ -368,6 +370,19 @@ def test_export_figures_and_review() -> None:
     assert h20.tpp == 2368 and h20.performance_density == pytest.approx(2.9, abs=0.05)
     assert classify(get("h200")).review.startswith("case-by-case")
     assert classify(get("b200")).review.startswith("presumption of denial")
+    fast = dataclasses.replace(get("h200"), memory_gb_per_second=6500.0)  # both tests must be passed
+    strong = dataclasses.replace(get("h200"), peak={"bf16": 1313.0})
+    assert {classify(d).review for d in (fast, strong)} == {"presumption of denial for China and Macau"}
+    thin = dataclasses.replace(get("h20"), peak={"bf16": 106.25}, die_mm2=1700 / 3.3)
+    assert (
+        classify(thin).name == "3A090.b"
+        and classify(dataclasses.replace(thin, die_mm2=540.0)).name == "not 3A090"
+    )
+    wide = dataclasses.replace(get("h20"), peak={"bf16": 160.0}, die_mm2=2560 / 1.7)
+    assert (
+        classify(wide).name == "3A090.b"
+        and classify(dataclasses.replace(wide, die_mm2=1700.0)).name == "not 3A090"
+    )
     small = dataclasses.replace(get("h20"), peak={"bf16": 160.0}, die_mm2=None)
     assert classify(small).name == "unknown"  # between 1,600 and 4,800 the die decides
     assert classify(dataclasses.replace(small, die_mm2=700.0)).name == "3A090.b"
