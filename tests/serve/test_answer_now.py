@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import httpx
+from tests.serve.held import held
 
 
 def test_answer_now(client: httpx.Client) -> None:
@@ -13,11 +15,13 @@ def test_answer_now(client: httpx.Client) -> None:
     chat = client.post("/api/chats", json={}).json()["id"]
     params = {"max_tokens": 1500, "temperature": 0.7, "seed": 5}
     request = {"parent_id": None, "content": "Who are you?", "thinking": "max", "params": params}
+    thinking = contextlib.ExitStack()
+    thinking.enter_context(held(20))  # until it is asked to answer
     made = client.post(f"/api/chats/{chat}/messages", json=request).json()
     path = f"/api/chats/{chat}/messages/{made['assistant']['id']}/answer-now"
     told: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
-    with client.stream("GET", f"/api/chats/{chat}/events") as stream:
+    with thinking, client.stream("GET", f"/api/chats/{chat}/events") as stream:
         for line in stream.iter_lines():
             if not line.startswith("data: "):
                 continue
@@ -26,6 +30,7 @@ def test_answer_now(client: httpx.Client) -> None:
                 response = client.post(path, json={})
                 told.append(response.json())
                 assert response.status_code == 202
+                thinking.close()
             if events[-1]["type"] == "content":
                 client.post(path.replace("answer-now", "stop"), json={})
     assert told == [{"answering": True}]

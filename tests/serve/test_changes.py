@@ -31,11 +31,12 @@ def test_a_change_is_told_to_the_others_and_not_to_who_made_it(client: httpx.Cli
         assert next(heard) == {"missed": False}
         chat = new_chat(client)
         assert next(heard) == {"chats": [""]}
+        mine = client.post("/api/chats", json={}, headers={"x-shoal-tab": "watcher"}).json()["id"]
+        client.patch(f"/api/chats/{mine}", json={"title": "mine"}, headers={"x-shoal-tab": "watcher"})
+        assert client.patch(f"/api/chats/{mine}", json={"title": 5}).status_code == 400  # nothing happened
         url = f"/api/chats/{chat}"
-        client.patch(url, json={"title": "mine"}, headers={"x-shoal-tab": "watcher"})
-        assert client.patch(url, json={"title": 5}).status_code == 400  # nothing happened
         client.patch(url, json={"title": "theirs"}, headers={"x-shoal-tab": "other"})
-        assert next(heard) == {"chats": [chat]}
+        assert next(heard) == {"chats": [chat]}  # and of "mine" nothing
         answer = send(client, chat)["assistant"]["id"]
         assert next(heard) == {"chats": [chat]}
         client.post(f"{url}/messages/{answer}/feedback", json={"value": 1})

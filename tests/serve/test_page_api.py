@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.serve.held import held
 from tests.serve.test_app_api import follow, messages, new_chat, send
 
 from shoal.serve.app_api import with_files
@@ -54,10 +55,11 @@ def test_thoughts_that_were_cut_go_on(client: Client) -> None:
 
 def test_only_a_cut_answer_can_go_on(client: Client) -> None:
     chat = new_chat(client)
-    made = send(client, chat, params={"max_tokens": 1500}, thinking="off")
-    for message in (made["user"]["id"], made["assistant"]["id"]):
-        assert client.post(f"/api/chats/{chat}/messages/{message}/continue", json={}).status_code == 409
-    client.delete(f"/api/chats/{chat}")
+    with held(1):
+        made = send(client, chat, params={"max_tokens": 1500}, thinking="off")
+        for message in (made["user"]["id"], made["assistant"]["id"]):
+            assert client.post(f"/api/chats/{chat}/messages/{message}/continue", json={}).status_code == 409
+        client.delete(f"/api/chats/{chat}")
 
 
 def test_a_temporary_chat_answers_and_leaves_nothing(client: Client) -> None:
