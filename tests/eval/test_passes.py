@@ -84,10 +84,15 @@ def test_every_question_weighs_the_same_and_intervals_are_over_questions() -> No
     greedy = evaluate(Scripted(), questions())
     assert greedy["passes"][-1]["pass_at_1"]["share"] == 0.8 and greedy["usd_per_correct"] is None
     rows = table([result, greedy])
-    assert rows[0] == ["model", "task", "level", "pass@1", "pass@4", "tokens"] and rows[-1][4] == ""
+    assert rows[0] == ["model", "task", "level", "pass@1", "pass@4", "tokens", "USD per correct"]
+    assert rows[-1][4] == "" and [row[-1] for row in rows if row[-1]][1:] == ["0.024"]
     assert "10 right of 20 answers" in bill(result) and "$0.024 per right answer" in bill(result)
     picture = plot([result, greedy])
-    assert picture.count("<rect") == 2 * 3 and picture.endswith("</svg>\n")
+    assert (
+        picture.count("$0.024 a right answer") == 1
+        and picture.count("<rect") == 2 * 3
+        and picture.endswith("</svg>\n")
+    )
 
 
 def test_a_server_is_asked_with_the_sampling_that_was_wanted(openai_server: Server) -> None:
@@ -101,6 +106,52 @@ def test_a_server_is_asked_with_the_sampling_that_was_wanted(openai_server: Serv
         result = evaluate(asker, questions()[:2], samples=2, temperature=0.7, max_tokens=9)
     assert [(b["temperature"], b["seed"], b["max_tokens"]) for b in bodies] == [(0.7, i, 9) for i in range(4)]
     assert result["correct"] == 4
+
+
+def test_a_busy_server_is_asked_again_and_a_particular_one_in_its_own_words(
+    openai_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("shoal.eval.askers.time.sleep", waited.append)
+    seen: list[set[str]] = []
+
+    def reply(body: dict[str, Any]) -> Any:
+        seen.append(set(body) - {"model", "messages"})
+        if len(seen) <= 2:
+            return 429, "slow down"
+        if "max_tokens" in body:
+            return 400, "Unsupported parameter: use 'max_completion_tokens' instead."
+        if "temperature" in body:
+            return 400, "Unsupported value: 'temperature' must be 1."
+        return "yes"
+
+    with contextlib.closing(EndpointAsker(openai_server(reply), "m", parallel=1)) as asker:
+        result = evaluate(asker, questions()[:2])
+    assert waited == [1.0, 2.0] and result["correct"] == 2
+    assert seen[2:] == [{"max_tokens", "temperature"}, {"max_completion_tokens", "temperature"},
+                        {"max_completion_tokens"}, {"max_completion_tokens"}]  # fmt: skip
+    assert "takes no temperature" in bill(result)
+
+    with contextlib.closing(EndpointAsker(openai_server(lambda body: (400, "no such model")), "m")) as asker:
+        with pytest.raises(ShoalError, match="answered 400: no such model"):
+            evaluate(asker, questions()[:1])
+    with contextlib.closing(EndpointAsker(openai_server(lambda body: (503, "down")), "m")) as asker:
+        with pytest.raises(ShoalError, match="answered 503"):
+            evaluate(asker, questions()[:1])
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://a", "http://a/v1/"),
+        ("http://a/v1/", "http://a/v1/"),
+        ("https://a/v1beta/openai/", "https://a/v1beta/openai/"),
+        ("http://a/api", "http://a/api/v1/"),
+    ],
+)
+def test_addresses_with_a_version_stay_as_they_are(url: str, base: str) -> None:
+    with contextlib.closing(EndpointAsker(url, "m")) as asker:
+        assert str(asker._client.base_url) == base
 
 
 def run(*arguments: str) -> Any:

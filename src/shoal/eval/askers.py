@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +23,8 @@ MAX_TOKENS = {
     True: 400,
 }  # of an answer without and with thinking; every reply of the world is shorter
 KEY_VARIABLE = "SHOAL_ENDPOINT_KEY"
+TRIES, FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 6, 1.0, 60.0  # of a request that a busy server turned away
+_AGAIN = (408, 409, 429, 500, 502, 503, 504, 529)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +108,10 @@ def _read(stream: ChatStream | Answer) -> Answer:
 class EndpointAsker:
     """Asks `POST {url}/chat/completions` of any OpenAI-compatible server, a few requests at once.
 
-    `url` may end in /v1 or not. A key, if the server wants one, comes from the environment (SHOAL_ENDPOINT_KEY), so
-    that it stands in no command line. `model` None takes the first that the server lists.
+    `url` may end in its version (/v1, /v1beta/openai) or not. A key, if the server wants one, is in the environment
+    (SHOAL_ENDPOINT_KEY), so that it stands in no command line. `model` None takes the first that the server lists. A
+    server that is busy is asked again, later and later. One that refuses a sampling parameter (reasoning models do)
+    is asked without it from then on; `notes` says so.
     """
 
     def __init__(
@@ -113,7 +120,7 @@ class EndpointAsker:
         import httpx
 
         base = url.rstrip("/")
-        base = base if base.endswith("/v1") else base + "/v1"
+        base = base if re.search(r"/v\d\w*(/|$)", base.partition("://")[2]) else base + "/v1"
         headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY_VARIABLE)) else {}
         try:
             self._client = httpx.Client(base_url=base, headers=headers, timeout=timeout_seconds)
@@ -122,6 +129,10 @@ class EndpointAsker:
                 f"{url!r} is not an address: {error}", hint="For example http://127.0.0.1:8000"
             ) from None
         self.url, self.parallel = url, parallel
+        self.notes: list[str] = []
+        self._learning = threading.Lock()
+        self._names = {"max_tokens": "max_tokens", "temperature": "temperature", "seed": "seed"}
+        """What this server calls a parameter; "" where it takes none."""
         self.thinks: bool | None = None
         self.name = model or self._first_model()
 
@@ -160,7 +171,7 @@ class EndpointAsker:
             body["seed"] = prompt.seed
         if prompt.thinking:
             body["thinking"] = {"type": "enabled"}
-        reply = self._call("POST", "/chat/completions", body)
+        reply = self._call("POST", "/chat/completions", self._worded(body), body)
         try:
             choice = reply["choices"][0]
             message, usage = choice["message"], reply.get("usage") or {}
@@ -177,11 +188,48 @@ class EndpointAsker:
                 hint="The server must speak the OpenAI API (/v1/chat/completions).",
             ) from None
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def _worded(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for key, value in body.items() if (name := self._names.get(key, key))}
+
+    def _reword(self, refusal: str) -> bool:
+        """Learn from a refused request; whether there was anything to learn."""
+        if "max_completion_tokens" in refusal and self._names["max_tokens"] == "max_tokens":
+            self._names["max_tokens"] = "max_completion_tokens"
+            return True
+        for key in ("temperature", "seed"):
+            if self._names[key] and re.search(rf"\b{key}\b", refusal):
+                self._names[key] = ""
+                self.notes.append(f"the server takes no {key}: answers are sampled by its own")
+                return True
+        return False
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        sent: dict[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> Any:
+        """The reply to `sent`, which is `body` as this server wants it worded."""
         import httpx
 
+        wait = FIRST_WAIT_SECONDS
         try:
-            response = self._client.request(method, path, json=body)
+            for left in reversed(range(TRIES)):
+                response = self._client.request(method, path, json=sent)
+                if response.status_code in _AGAIN and left:
+                    told = response.headers.get("retry-after", "")
+                    pause = float(told) if re.fullmatch(r"\d+(\.\d+)?", told) else wait
+                    time.sleep(min(pause, LONGEST_WAIT_SECONDS))
+                    wait *= 2
+                elif response.status_code == 400 and body and left:
+                    with self._learning:  # several requests are refused for one reason
+                        worded = self._worded(body)
+                        if worded == sent and not self._reword(response.text):
+                            break
+                        sent = self._worded(body)
+                else:
+                    break
             response.raise_for_status()
             return response.json()
         except httpx.HTTPStatusError as error:

@@ -109,6 +109,7 @@ def evaluate(
         "usd_per_correct": usd / correct if usd is not None and correct else None,
         "passes": _scores(list(tallies.values()), samples),
         "wrong": [example for examples in wrong.values() for example in examples],
+        "notes": list(getattr(asker, "notes", ())),
     }
 
 
@@ -144,15 +145,15 @@ def _pass(score: Mapping[str, Any], k: int) -> str:
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows of cells, the header first: models one under the other, then what an answer cost."""
+    """Rows of cells, the header first: models one under the other, in the last row of each what a right answer cost."""
     ks = sorted({1, *(int(result["samples"]) for result in results)})
-    rows = [["model", "task", "level", *(f"pass@{k}" for k in ks), "tokens"]]
+    rows = [["model", "task", "level", *(f"pass@{k}" for k in ks), "tokens", "USD per correct"]]
     for result in results:
         for score in result["passes"]:
             cells = [_pass(score, k) for k in ks]
-            rows.append(
-                [result["model"], score["task"], score["level"], *cells, f"{score['mean_tokens']:.0f}"]
-            )
+            each = result["usd_per_correct"] if score["task"] == "all" else None
+            told = [f"{score['mean_tokens']:.0f}", "" if each is None else f"{each:.3g}"]
+            rows.append([result["model"], score["task"], score["level"], *cells, *told])
     return rows
 
 
@@ -161,23 +162,29 @@ def bill(result: Mapping[str, Any]) -> str:
     usd, each = result["usd"], result["usd_per_correct"]
     price = "price unknown" if usd is None else f"${usd:.4g}"
     price += "" if each is None else f", ${each:.3g} per right answer"
+    notes = "".join(f"\n  {note}" for note in result.get("notes", ()))
     return (
         f"{result['model']}: {result['correct']} right of {result['questions'] * result['samples']} answers, "
-        f"{result['completion_tokens']:,} tokens, {result['seconds']} s, {price}"
+        f"{result['completion_tokens']:,} tokens, {result['seconds']} s, {price}{notes}"
     )
 
 
 def plot(results: Sequence[Mapping[str, Any]]) -> str:
-    """An SVG of pass@1 with intervals: a bar for each task and model."""
+    """An SVG of pass@1 with intervals: a bar for each task and model; under "all" what a right answer cost."""
+
+    def titled(task: str, result: Mapping[str, Any]) -> str:
+        each = result["usd_per_correct"] if task == "all" else None
+        return f"{task}  {result['model']}" + ("" if each is None else f"  ${each:.2g} a right answer")
+
     rows = [
-        (f"{score['task']}  {result['model']}", score["pass_at_1"], number)
+        (titled(score["task"], result), score["pass_at_1"], number)
         for task in dict.fromkeys(s["task"] for r in results for s in r["passes"] if s["level"] == "all")
         for number, result in enumerate(results)
         for score in result["passes"]
         if score["task"] == task and score["level"] == "all"
     ]
     colours = ("#2f7fc1", "#d9822b", "#3a9c6b", "#9b59b6")
-    left, width, step = 260, 420, 22
+    left, width, step = 340, 420, 22
     height = step * len(rows) + 40
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 60} {height}" '
