@@ -231,6 +231,9 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=3,
             )
         )
+        if tls is not None:
+            self.config.load()
+            self.config.ssl = tls
         self._on_ready, self._on_stop = on_ready, on_stop
         self._drain_seconds, self._draining = drain_seconds, False
         # uvicorn would print tracebacks, which may quote a request.
@@ -238,9 +241,6 @@ class Server(uvicorn.Server):
             logging.getLogger(name).addHandler(logging.NullHandler())
             logging.getLogger(name).propagate = False
 
-        if tls is not None:
-            self.config.load()
-            self.config.ssl = tls
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)

@@ -28,8 +28,8 @@ from shoal.serve.models import ModelTable
 from shoal.serve.reply import Reply
 from shoal.serve.schemas import ChatRequest, CompletionRequest, Output, Sampling
 from shoal.serve.settings import ServerSettings
-
 from shoal.serve.upstream_chat import Asked, RemoteFinished, RemoteStream, asked_of_request, remote_bill
+
 if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
 
@@ -81,9 +81,9 @@ class Chat:
     params: SamplingParams
     budget: int | None
     constraint: Constraint | None
-
     remote: Asked | None = None
     """What is asked of upstreams; the prompt and what follows it are empty then, and there is no opened model."""
+
 
 class Work:
     """The server's settings, models and counters, and who has how many requests in work."""
@@ -155,14 +155,14 @@ class Work:
 
     async def prepare(self, request: ChatRequest, reply: Reply) -> Chat:
         """Everything about a chat that can be wrong shows here; raises ApiError."""
-        opened = await self.models.open(request.model)
-        prompt, budget = await self.prompt(request, opened, reply)
-        limit = self.limit(opened, prompt, request.limit, "messages", reply)
         if (remote := self.models.slot(request.model).remote) is not None:
             asked, without = asked_of_request(remote, request)
             self.tell_ignored(reply, without, "fields that this upstream does not know")
             params = SamplingParams(temperature=1.0 if request.temperature is None else request.temperature)
             return Chat(request, cast("Opened", None), Prompt([]), params, None, None, asked)
+        opened = await self.models.open(request.model)
+        prompt, budget = await self.prompt(request, opened, reply)
+        limit = self.limit(opened, prompt, request.limit, "messages", reply)
         params = sampling_params(
             opened, request, limit, request.top_logprobs or 0 if request.logprobs else None
         )
@@ -195,9 +195,6 @@ class Work:
     async def answering(self, chat: Chat, owner: str) -> AsyncIterator[list[AsyncIterator[answers.Event]]]:
         """The events of each of the n answers; whatever happens, none of them goes on when the block is left."""
         prompts = [chat.prompt] * (chat.request.n or 1)
-        async with self.submitted(
-            chat.opened, prompts, chat.params, chat.request, owner, "messages", chat.budget, chat.constraint
-        ) as handles:
         if chat.remote is not None:
             asked = replace(chat.remote, salt=chat.request.salt(owner))
             remote = [RemoteStream(each) for each in asked.times(len(prompts))]
@@ -207,6 +204,9 @@ class Work:
             finally:
                 await asyncio.gather(*(stream.aclose() for stream in remote), return_exceptions=True)
             return
+        async with self.submitted(
+            chat.opened, prompts, chat.params, chat.request, owner, "messages", chat.budget, chat.constraint
+        ) as handles:
             yield [answers.chat_events(chat.opened, handle, chat.prompt) for handle in handles]
 
     @contextlib.asynccontextmanager
@@ -261,14 +261,14 @@ class Work:
     def bill(self, opened: Opened, finished: Sequence[Finished], prompts: int = 1) -> dict[str, Any]:
         """usage, timings and cost of a request. `prompts` is how many different prompts it had: n answers to one
         prompt count it once."""
-        total = summed(finished, prompts)
-        cost = answers.cost_object(opened, finished)
-        for each in finished:
         if remote := [each for each in finished if isinstance(each, RemoteFinished)]:
             for end in remote:
                 self.metrics.answer(end.reason, end.timings.first_token_seconds, end.timings.decode_seconds,
                                     end.usage.completion_tokens, 0.0)  # fmt: skip
             return remote_bill(remote)
+        total = summed(finished, prompts)
+        cost = answers.cost_object(opened, finished)
+        for each in finished:
             self.metrics.answer(each.reason, each.timings.first_token_seconds, each.timings.decode_seconds,
                                 each.usage.completion_tokens, (cost.get("joules") or 0.0) / len(finished))  # fmt: skip
         return {
