@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+import shoal.model.registry as registry
 from shoal.errors import ShoalError
 from shoal.files import shoal_home
-from shoal.model import registry
 from shoal.serve.app_api import _body, _found, _json, _no_body
 from shoal.serve.caller import audit, require_admin
 from shoal.serve.errors import ApiError, bad_field
