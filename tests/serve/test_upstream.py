@@ -35,7 +35,7 @@ ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Who are you?"}]
 def front(folder: Path, *configs: UpstreamConfig) -> Iterator[httpx.Client]:
     """A server without a model of its own, and these upstreams; it has heard of all their models."""
     table = ModelTable([], open_spec, upstreams=Upstreams(configs))
-    app = create_app(ServerSettings(keep_alive_seconds=2.0), table, Store(folder / "chats.sqlite"))
+    app = create_app(ServerSettings(keep_alive_seconds=120.0), table, Store(folder / "chats.sqlite"))
     headers = {"sec-fetch-site": "same-origin"}
     with (
         running(app) as url,
@@ -78,10 +78,11 @@ def shoal_front(live_server: str, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def faulty_front(faulty: Faulty, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    config = UpstreamConfig(
-        "bad", f"{faulty.url}/v1", "openai-compatible", KEY, "BAD_KEY", timeout_seconds=1.0
-    )
-    with front(tmp_path_factory.mktemp("front"), config) as client:
+    url = f"{faulty.url}/v1"
+    bad = UpstreamConfig("bad", url, "openai-compatible", KEY, "BAD_KEY", timeout_seconds=120.0)
+    soon = (ServedModel("silent", "silent-soon"),)
+    bad_2 = UpstreamConfig("bad-2", url, "openai-compatible", KEY, "BAD_KEY", soon, timeout_seconds=1.0)
+    with front(tmp_path_factory.mktemp("front"), bad, bad_2) as client:
         yield client
 
 
@@ -200,7 +201,7 @@ def test_the_page_over_an_upstream(shoal_front: httpx.Client) -> None:
         ("401", 502, "does not accept this server's key"),
         ("429", 429, "too many requests"),
         ("400", 400, "your key *** asked too much"),
-        ("silent", 504, "was silent for too long"),
+        ("silent-soon", 504, "was silent for too long"),
         ("redirect", 502, "not followed"),
         ("plain", 502, "no stream of events"),
         ("malformed", 502, "no part of an answer"),
