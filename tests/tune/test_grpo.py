@@ -175,6 +175,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, base: Base, iterations: i
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path, base: Base) -> None:
     """SIGKILL thrice, in the middle of steps; two updates from each rollout, rollouts by whatever auto takes."""

@@ -77,6 +77,7 @@ def test_a_prompt_is_computed_once_and_its_last_block_copied(network: CausalLM) 
     prompts = [*PROMPTS, [*range(40, 73)], [*range(100, 132)]]  # inside a block, over three, on a border
     seeds = [(3, i) for i in range(len(prompts))]
     groups = sampler(runner).roll_out(prompts, seeds)
+    assert difference(network, groups).mean() < 0.12, "every completion sees the whole prompt"
     answers = sum(len(c.token_ids) - 1 for g in groups for c in g.completions)
     assert runner.fed == sum(map(len, prompts)) + answers
     alone = [sampler(runner_of(network)).roll_out([p], [s])[0] for p, s in zip(prompts, seeds, strict=True)]
