@@ -19,6 +19,8 @@ WRONG_USE = [
     (["nano", "--thinking", "maybe"], "unknown --thinking"),
     (["nano", "bpb", "--card", "card.md"], "a card needs task results"),
     (["-", "bpb", "--endpoint", "http://127.0.0.1:9"], "need the weights"),
+    (["-", "lm:arc_easy", "--endpoint", "http://127.0.0.1:9"], "need the weights"),
+    (["nano", "lm:arc_easy", "sum"], "lm: tasks are measured by themselves"),
     (["-"], "which model"),
     ([], "which model"),
 ]

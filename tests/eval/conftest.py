@@ -53,6 +53,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def telling_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with weights that let what stands before a token matter (at the start of training it does not)."""
+    import torch
+
+    from shoal.data.tokenizer import load_tokenizer
+    from shoal.model.checkpoint.load import load_network
+    from shoal.model.checkpoint.save import save_checkpoint
+
+    network = load_network(tiny_model)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    path = tmp_path_factory.mktemp("models") / "telling"
+    save_checkpoint(path, network, tokenizer_files=load_tokenizer(tiny_model).save)
+    return path
+
+
 Reply = Callable[[dict[str, Any]], Any]
 """What the server says to a chat body: the answer's text, (text, reasoning), or (HTTP status, body)."""
 

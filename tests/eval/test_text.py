@@ -18,14 +18,12 @@ import zstandard
 from typer.testing import CliRunner
 
 from shoal.cli.main import app
-from shoal.data.tokenizer import load_tokenizer
 from shoal.data.types import Conversation, Document, Message
 from shoal.engine.open import OpenedModel, open_model
 from shoal.errors import ShoalError, UsageError
 from shoal.eval import text
 from shoal.eval.logprobs import score, windows
 from shoal.model.checkpoint.load import load_network
-from shoal.model.checkpoint.save import save_checkpoint
 from shoal.ops import native
 from shoal.train.loop import Batch
 from shoal.train.objective import rows_context
@@ -34,38 +32,25 @@ STORY = "Tom has a red ball. Mia has 12 apples and gives 3 to Tom. 海は青い�
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with weights that let what stands before a token matter (at the start of training it does not)."""
-    network = load_network(tiny_model)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    path = tmp_path_factory.mktemp("models") / "telling"
-    save_checkpoint(path, network, tokenizer_files=load_tokenizer(tiny_model).save)
-    return path
-
-
-@pytest.fixture(scope="module")
-def opened(folder: Path) -> Iterator[OpenedModel]:
-    model = open_model(folder, runner="torch", dtype="float32", max_num_seqs=4)
+def opened(telling_model: Path) -> Iterator[OpenedModel]:
+    model = open_model(telling_model, runner="torch", dtype="float32", max_num_seqs=4)
     yield model
     model.close()
 
 
 @torch.no_grad()
-def logits_of(folder: Path, ids: list[int]) -> torch.Tensor:
+def logits_of(telling_model: Path, ids: list[int]) -> torch.Tensor:
     """[n, vocabulary] in float64, by the network without an engine."""
     ids_BL = torch.tensor([ids])
     zeros_BL, positions_BL = torch.zeros_like(ids_BL), torch.arange(len(ids))[None]
-    network = load_network(folder).eval()
+    network = load_network(telling_model).eval()
     context = rows_context(Batch(ids_BL, ids_BL, zeros_BL, positions_BL, len(ids)), train=False)
     return network.logits(network(ids_BL[0], context)).double()
 
 
-def reference(folder: Path, ids: list[int]) -> np.ndarray:
+def reference(telling_model: Path, ids: list[int]) -> np.ndarray:
     """log p of tokens 1 .. n - 1."""
-    logprobs = logits_of(folder, ids)[:-1].log_softmax(-1)
+    logprobs = logits_of(telling_model, ids)[:-1].log_softmax(-1)
     return logprobs.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
 
 
@@ -79,31 +64,31 @@ def test_each_token_counts_once_and_has_enough_before_it(tokens: int, window: in
     assert all(first - start >= window - stride for start, _, first in found[1:])
 
 
-def test_log_probabilities_are_the_networks(opened: OpenedModel, folder: Path) -> None:
+def test_log_probabilities_are_the_networks(opened: OpenedModel, telling_model: Path) -> None:
     generator = np.random.default_rng(0)
     rows = [generator.integers(0, opened.config.vocab_size, n).tolist() for n in (1, 2, 300, 17)]
     for ids, found in zip(rows, score(opened, rows, likeliest=True), strict=True):
         if len(ids) > 1:
-            expected = reference(folder, ids)
+            expected = reference(telling_model, ids)
             np.testing.assert_allclose(found.logprobs, expected, atol=2e-5)
         assert len(found.logprobs) == len(found.likeliest) == len(ids) - 1
     chain = [5]
     for wanted in (True, False, True, True, False):
-        best = int(logits_of(folder, chain)[-1].argmax())
+        best = int(logits_of(telling_model, chain)[-1].argmax())
         chain.append(best if wanted else best + 1)
     assert next(score(opened, [chain], likeliest=True)).likeliest.tolist() == [True, False, True, True, False]
     assert not next(score(opened, [chain])).likeliest.any()
 
 
 def test_a_document_is_charged_for_every_byte_and_a_chat_for_its_answers(
-    opened: OpenedModel, folder: Path
+    opened: OpenedModel, telling_model: Path
 ) -> None:
     tokenizer = opened.tokenizer
     document = Document(STORY)
     assert tokenizer.bos_id is not None
     ids = [tokenizer.bos_id, *tokenizer.encode(STORY)]
     found = text.evaluate(opened, [document])
-    nats = -reference(folder, ids).sum()
+    nats = -reference(telling_model, ids).sum()
     assert found["bytes"] == len(STORY.encode()) and found["tokens"] == len(ids) - 1 and found["chats"] == 0
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / found["bytes"], abs=1e-4)
     assert found["low"] is None, "one document tells nothing of others"
@@ -112,7 +97,7 @@ def test_a_document_is_charged_for_every_byte_and_a_chat_for_its_answers(
     strided = text.evaluate(opened, [document], window=window, stride=stride)
     nats = 0.0
     for start, end, first in windows(len(ids), window, stride):
-        nats -= reference(folder, ids[start:end])[first - start - 1 :].sum()
+        nats -= reference(telling_model, ids[start:end])[first - start - 1 :].sum()
     assert strided["bits_per_byte"] == pytest.approx(nats / math.log(2) / found["bytes"], abs=1e-4)
     assert strided["bits_per_byte"] != pytest.approx(found["bits_per_byte"], abs=1e-4)
 
@@ -125,13 +110,13 @@ def test_a_document_is_charged_for_every_byte_and_a_chat_for_its_answers(
     assert measured["bytes"] == sum(map(len, answers)) and measured["chats"] == 1
     spelt, learnt = opened.protocol.render_training(chat.messages)
     text_only = [flag and i not in tokenizer.special_ids for i, flag in zip(spelt, learnt, strict=True)]
-    nats = -reference(folder, spelt)[text_only[1:]].sum()
+    nats = -reference(telling_model, spelt)[text_only[1:]].sum()
     assert measured["bits_per_byte"] == pytest.approx(nats / math.log(2) / measured["bytes"], abs=1e-4)
 
 
 @pytest.mark.skipif(not native.available, reason="the native kernels are not built")
-def test_both_runners_agree(opened: OpenedModel, folder: Path) -> None:
-    plain = open_model(folder, runner="native", quant="none", max_num_seqs=4)
+def test_both_runners_agree(opened: OpenedModel, telling_model: Path) -> None:
+    plain = open_model(telling_model, runner="native", quant="none", max_num_seqs=4)
     try:
         mine, theirs = (text.evaluate(model, [Document(STORY)] * 3) for model in (plain, opened))
         assert mine["bits_per_byte"] == pytest.approx(theirs["bits_per_byte"], rel=5e-3)

@@ -29,7 +29,8 @@ def command(
     tasks: list[str] | None = typer.Argument(
         None,
         metavar="[TASK]...",
-        help="microworld (all families), bpb, families by name; or puzzles:NAME, gym:TASK, FILE.jsonl. "
+        help="microworld (all families), bpb, families by name; puzzles:NAME, gym:TASK, FILE.jsonl; or lm:TASK of "
+        "lm-evaluation-harness. "
         "Default: microworld.",
     ),
     endpoint: str | None = typer.Option(
@@ -60,6 +61,7 @@ def command(
     quant: str | None = typer.Option(
         None, metavar="8|4|none", help="Bits of native weights; default: a GGUF file's own, else 8."
     ),
+    chat: bool = typer.Option(False, "--chat", help="lm: put the task through the model's chat template."),
     dtype: str | None = typer.Option(
         None, metavar="float32|bfloat16|float16", help="torch: what it computes in."
     ),
@@ -118,6 +120,8 @@ def command(
 
       shoal eval runs/nano/checkpoint microworld bpb --out result.json --card README.md
 
+      shoal eval smollm2 lm:arc_easy lm:hellaswag --n 100
+
       shoal eval - --endpoint http://127.0.0.1:8000 --n 20 --json
 
       shoal eval smollm2 puzzles:sum gym:chain_sum --n 500 --samples 8 --out mine.json
@@ -135,6 +139,11 @@ def command(
             raise UsageError(f"no text is held out as {split!r}", hint="--split validation, or leave it out.")
         result = _text(model, endpoint, options, text, n, split, window, stride)
         _tell_text(result, list(beside or []), out, as_json)
+        return
+    if harness := [name.removeprefix("lm:") for name in tasks or () if name.startswith("lm:")]:
+        if len(harness) < len(tasks or ()):
+            raise UsageError("lm: tasks are measured by themselves", hint="Give the others in another call.")
+        _harness(model, endpoint, options, harness, n, chat, seed, out, as_json)
         return
     n, split = n or 200, split or "test"
     if any(":" in name or name.endswith(".jsonl") for name in tasks or ()):
@@ -185,8 +194,14 @@ def _tell(
 def _needs_weights(endpoint: str | None) -> None:
     if endpoint:
         raise UsageError(
-            "bits per byte need the weights, not a server", hint="Give a MODEL without --endpoint."
+            "log-probabilities need the weights, not a server", hint="Give a MODEL without --endpoint."
         )
+
+
+def _named(model: str | None) -> str:
+    if model is None or model == "-":
+        raise UsageError("which model?", hint="Give MODEL.")
+    return model
 
 
 def _text(
@@ -204,8 +219,7 @@ def _text(
     from shoal.eval import text
 
     _needs_weights(endpoint)
-    if model is None or model == "-":
-        raise UsageError("which model?", hint="Give MODEL.")
+    model = _named(model)
     texts = [list(islice(documents(spec, split=split), n)) for spec in specs]
     started = time.monotonic()
     with _asker(model, None, options) as (_, opened):
@@ -217,6 +231,34 @@ def _text(
             found.append({"text": spec, "split": split, **measured})
         seconds = round(time.monotonic() - started, 2)
         return {"model": opened.name, "weights": opened.dtype, "seconds": seconds, "text": found}
+
+
+def _harness(
+    model: str | None,
+    endpoint: str | None,
+    options: dict[str, Any],
+    tasks: list[str],
+    n: int | None,
+    chat: bool,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Tasks of lm-evaluation-harness."""
+    from shoal.eval.scores import plain
+
+    _needs_weights(endpoint)
+    try:
+        from shoal.eval import lm_harness
+    except ImportError as error:
+        raise ShoalError(
+            "lm: tasks need the package `lm-eval`", hint="Install it: pip install 'shoal[eval]'"
+        ) from error
+    with _asker(_named(model), None, options) as (_, opened):
+        assert opened is not None
+        found = lm_harness.evaluate(opened, tasks, limit=n, chat=chat, seed=seed)
+        result = {"model": opened.name, "weights": opened.dtype} | found
+    _tell(result, out, as_json, lambda result: plain(lm_harness.table(result)))
 
 
 def _tell_text(result: dict[str, Any], beside: list[Path], out: Path | None, as_json: bool) -> None:
