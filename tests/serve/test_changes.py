@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -86,7 +87,8 @@ def test_owners_hear_nothing_of_each_other() -> None:
             await stream.aclose()
         assert not changes._watches
 
-    asyncio.run(scene())
+    with ThreadPoolExecutor(1) as pool:  # a browser's tests leave a running loop in this thread
+        pool.submit(asyncio.run, scene()).result()
 
 
 def test_a_key_is_asked_for(start_server: Any) -> None:

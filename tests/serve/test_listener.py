@@ -143,7 +143,8 @@ def test_a_damaged_model_is_refused_before_anything_listens(
     folder = damaged(tiny_model, tmp_path / "model", how)
     with pytest.raises(ShoalError, match=DAMAGE[how]) as refusal:
         command(models=[str(folder)], host="127.0.0.1", port=0, api_key=None, open_page=False, allowed_host=[],
-                cors_origin=[], strict=False, as_json=False, log_level="warning")  # fmt: skip
+                cors_origin=[], strict=False, as_json=False, log_level="warning", tls_cert=None, tls_key=None,
+                upstreams=None, import_folder=None)  # fmt: skip
     assert refusal.value.exit_code == 1
 
 

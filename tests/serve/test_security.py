@@ -217,7 +217,10 @@ def test_two_owners_never_see_each_other(locked: str) -> None:
             for method, path, _ in asked
         }
         ids = {route for route in routes() if "0" * 32 in route[1]}
-        assert covered == {route for route in ids if "/api/a" not in route[1]}, "a route is not asked"
+        elsewhere = ("/api/a", "/api/model-jobs")  # accounts and the admin's jobs: test_team.py
+        assert covered == {route for route in ids if not route[1].startswith(elsewhere)}, (
+            "a route is not asked"
+        )
         for method, path, body in asked:
             assert bob.request(method, path, json=body).status_code == 404, (method, path)
         assert bob.get("/api/chats").json() == {"chats": []} == bob.get("/api/chats?q=private").json()
@@ -345,10 +348,10 @@ def test_a_reader_that_stalls_loses_its_answer(
         sock.connect((place.hostname or "", place.port or 0))
         head = f"POST {CHAT} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
-        with held(500):  # half of it overflows them too; the answer is in work until it is lost
+        with held(950):  # the answer is in work until it is lost
             sock.sendall(head.encode() + body)
             assert sock.recv(12) == b"HTTP/1.1 200"
-            assert lost.wait(40)
+            assert lost.wait(90)
         until = time.monotonic() + 40
         while running_requests() and time.monotonic() < until:
             time.sleep(0.1)

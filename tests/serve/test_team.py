@@ -285,6 +285,7 @@ def test_no_route_reaches_what_is_anothers(
         ("POST", f"{one}/continue", {}), ("POST", f"{one}/stop", {}), ("POST", f"{one}/answer-now", {}),
         ("POST", f"{one}/feedback", {"value": -1}), ("POST", f"{one}/prefer", {"over": other}),
         ("POST", f"{one}/tokens", {}), ("POST", f"/api/library/{entry}", prompt),
+        ("POST", f"{one}/results", {"results": [{"id": "call_1", "result": "x"}]}),
         ("DELETE", f"/api/library/{entry}", None), ("DELETE", f"/api/account/keys/{made_key}", None),
         ("PATCH", f"/api/admin/users/{user}", {"admin": False}), ("DELETE", f"/api/admin/users/{user}", None),
         ("DELETE", f"/api/model-jobs/{'0' * 32}", None),
