@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,12 @@ HERE = Path(__file__).parent
 DECODE = (16, 128)
 PREFILL = 512
 HTTP_PROMPT = 400
+
+
+def peak_bytes(process: str) -> int:
+    """Peak resident bytes of a process."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 # ---- our side of the pipe
@@ -103,7 +108,7 @@ class Ours:
         return {"ids": self.opened.tokenizer.encode(text)}
 
     def memory(self) -> dict[str, Any]:
-        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        return {"peak_bytes": peak_bytes("self")}
 
 
 def serve_pipe() -> None:
@@ -257,15 +262,10 @@ def first_tokens(model: str, prompt: str) -> dict[str, float]:
                             if line.startswith("data:") and '"text"' in line:
                                 found.append((time.perf_counter() - begin) * 1000)
                                 break
-            peak = next(
-                int(line.split()[1]) * 1024
-                for line in Path(f"/proc/{server.pid}/status").read_text().splitlines()
-                if line.startswith("VmHWM")
-            )
             return {
                 "cold_ms": statistics.median(cold[1:]),
                 "seen_ms": statistics.median(seen[1:]),
-                "peak_bytes": peak,
+                "peak_bytes": peak_bytes(str(server.pid)),
             }
         finally:
             server.terminate()
