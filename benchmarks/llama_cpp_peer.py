@@ -7,7 +7,6 @@ asks are `Peer`'s methods.
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import random
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import llama_cpp as llama  # type: ignore[import-not-found]
 import numpy as np
+from pipe import answer_asks, peak_bytes
 
 CONTEXT = 4096
 TYPES = {"q4_0": 2, "q4_1": 3, "q8_0": 7, "f16": 1, "bf16": 32}  # llama.h: enum llama_ftype
@@ -119,17 +119,12 @@ class Peer:
         return {"bits_per_byte": nats / math.log(2) / text_bytes}
 
     def memory(self) -> dict[str, Any]:
-        """Peak resident bytes of this process (ru_maxrss would begin with its parent's)."""
-        with open("/proc/self/status") as status:
-            peak = next(line for line in status if line.startswith("VmHWM"))
-        return {"peak_bytes": int(peak.split()[1]) * 1024}
+        """Peak resident bytes of this process."""
+        return {"peak_bytes": peak_bytes()}
 
 
 def main() -> None:
-    peer = Peer()
-    for line in sys.stdin:
-        ask = json.loads(line)
-        print(json.dumps(getattr(peer, ask.pop("do"))(**ask)), flush=True)
+    answer_asks(Peer(), sys.stdout)
 
 
 if __name__ == "__main__":

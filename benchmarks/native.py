@@ -30,16 +30,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipe import Side, answer_asks, peak_bytes
+
 HERE = Path(__file__).parent
 DECODE = (16, 128)
 PREFILL = 512
 HTTP_PROMPT = 400
-
-
-def peak_bytes(process: str) -> int:
-    """Peak resident bytes of a process."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 # ---- our side of the pipe
@@ -108,36 +104,7 @@ class Ours:
         return {"ids": self.opened.tokenizer.encode(text)}
 
     def memory(self) -> dict[str, Any]:
-        return {"peak_bytes": peak_bytes("self")}
-
-
-def serve_pipe() -> None:
-    ours = Ours()
-    for line in sys.stdin:
-        ask = json.loads(line)
-        print(json.dumps(getattr(ours, ask.pop("do"))(**ask)), flush=True)
-
-
-class Side:
-    """One of the two programs behind its pipe."""
-
-    def __init__(self, name: str, command: list[str]):
-        self.name = name
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, do: str, **values: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps({"do": do, **values}) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended in the middle of {do!r} (exit code {self.process.wait()})")
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+        return {"peak_bytes": peak_bytes()}
 
 
 # ---- the mixtures of experts
@@ -265,7 +232,7 @@ def first_tokens(model: str, prompt: str) -> dict[str, float]:
             return {
                 "cold_ms": statistics.median(cold[1:]),
                 "seen_ms": statistics.median(seen[1:]),
-                "peak_bytes": peak_bytes(str(server.pid)),
+                "peak_bytes": peak_bytes(server.pid),
             }
         finally:
             server.terminate()
@@ -310,7 +277,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
     if options.worker:
-        return serve_pipe()
+        return answer_asks(Ours(), sys.stdout)
     if not options.peer_python:
         parser.error("--peer-python is needed (a Python with llama-cpp-python)")
     parts = set(options.only.split(",")) if options.only else {"speed", "bits", "server", "busy", "experts"}

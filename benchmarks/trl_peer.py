@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import queue
-import resource
 import sys
 import tempfile
 import threading
@@ -16,6 +15,8 @@ import time
 import zlib
 from pathlib import Path
 from typing import Any
+
+from pipe import answer_asks, peak_bytes
 
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -177,16 +178,13 @@ class Peer:
         return answer
 
     def memory(self) -> dict[str, Any]:
-        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        return {"peak_bytes": peak_bytes()}
 
 
 def main() -> None:
     pipe = sys.stdout
     sys.stdout = sys.stderr  # what libraries print is no answer
-    peer = Peer()
-    for line in sys.stdin:
-        ask = json.loads(line)
-        print(json.dumps(getattr(peer, ask.pop("do"))(**ask)), file=pipe, flush=True)
+    answer_asks(Peer(), pipe)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from pipe import Side, answer_asks, peak_bytes
 
 HERE = Path(__file__).parent
 REWARD = '''"""Another number for every answer: no group is without something to learn."""
@@ -37,31 +38,6 @@ import zlib
 def spread(prompt, completion, **example):
     return zlib.crc32(completion.encode("utf-8", "replace")) / 2**32
 '''
-
-
-class Side:
-    """One of the programs behind its pipe."""
-
-    def __init__(self, name: str, command: list[str], threads: int):
-        self.name = name
-        count = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **count}
-        )
-
-    def ask(self, do: str, **values: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps({"do": do, **values}) + "\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("{"):  # a library may print something of its own
-                return dict(json.loads(line))
-        raise SystemExit(f"{self.name} ended in the middle of {do!r} (exit code {self.process.wait()})")
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
 
 
 # ---- our side of the pipe
@@ -131,14 +107,7 @@ class Ours:
         return told | {"rollout": rollout, "rest": drawn - rollout, "update": record.seconds - drawn}
 
     def memory(self) -> dict[str, Any]:
-        return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-
-
-def serve_pipe() -> None:
-    ours = Ours()
-    for line in sys.stdin:
-        ask = json.loads(line)
-        print(json.dumps(getattr(ours, ask.pop("do"))(**ask)), flush=True)
+        return {"peak_bytes": peak_bytes()}
 
 
 # ---- what is compared
@@ -195,7 +164,12 @@ def compare(
     """One part: every program started, stepped in turns, its memory read."""
     options = {"dtype": words.dtype, "threads": words.threads, "prompts": words.prompts}
     options |= {"generations": words.generations, "tokens": words.tokens, "rows": words.peer_rows}
-    sides = [Side(name, command, words.threads) for name, command in names.items()]
+    environ = {
+        "OMP_NUM_THREADS": str(words.threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    sides = [Side(name, command, environ) for name, command in names.items()]
     started = {}
     for side in sides:
         rollout = "native" if "8-bit" in side.name else "torch"
@@ -254,7 +228,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     words = parser.parse_args()
     if words.worker:
-        return serve_pipe()
+        return answer_asks(Ours(), sys.stdout)
     if not words.peer_python:
         parser.error("--peer-python is needed (a Python with trl)")
     from shoal.ops.probe import cpu_name, measure
