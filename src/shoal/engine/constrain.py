@@ -326,7 +326,7 @@ class AnswerRules:
         """close_text: what ends a thought where that is ordinary text."""
         self._tokenizer, (self._open_id, self._close_id) = tokenizer, marks
         self._close_text = close_text.encode()
-        self._closing = tokenizer.encode(f"\n{close_text}\n") if close_text else [self._close_id or 0]
+        self._closing = _closing(tokenizer, self._close_id, close_text)
         self._forced: list[int] = []
         self._thinking, self._left = thinking, budget
         self._grammar = grammar
@@ -344,7 +344,7 @@ class AnswerRules:
 
     def answer_now(self) -> bool:
         """From any thread: end a running thought, so that the answer begins. False when there is none."""
-        if not self._thinking or (self._close_id is None and not self._close_text):
+        if not self._thinking or not self._closing:
             return False
         self._close_now = True
         return True
@@ -411,7 +411,7 @@ class AnswerRules:
         return self._grammar is not None and self._waits_for is None
 
     def _closes(self) -> bool:
-        if not self._thinking or (self._close_id is None and not self._close_text):
+        if not self._thinking or not self._closing:
             return False
         due = self._close_now or (self._left is not None and self._left <= 0)
         return bool(self._forced) or (due and not self._half_character())
@@ -454,7 +454,7 @@ def rules_for(
     ):
         param = grammar.constraint.param
         raise InvalidRequest(param, "cannot be obeyed while this model thinks; switch thinking off")
-    close_text = protocol.marks.close_reasoning if protocol.thinking == "adapter" and in_thought else ""
+    close_text = _close_text(protocol) if in_thought else ""
     if grammar is None and not close_text and (close_id is None or not (in_thought or will_open)):
         return None
     return AnswerRules(
@@ -478,7 +478,16 @@ def reasoning_marks(protocol: ChatProtocol) -> tuple[int | None, int | None]:
 
 def closing_ids(protocol: ChatProtocol) -> list[int]:
     """What ends a thought, as token ids; empty for a model without thoughts."""
-    if protocol.thinking == "adapter":
-        return protocol.tokenizer.encode(f"\n{protocol.marks.close_reasoning}\n")
-    close_id = reasoning_marks(protocol)[1]
+    return _closing(protocol.tokenizer, reasoning_marks(protocol)[1], _close_text(protocol))
+
+
+def _close_text(protocol: ChatProtocol) -> str:
+    """What ends a thought where that is ordinary text, else empty."""
+    return protocol.marks.close_reasoning if protocol.thinking == "adapter" else ""
+
+
+def _closing(tokenizer: Tokenizer, close_id: int | None, close_text: str) -> list[int]:
+    """The ids of a mark, or of a text on a line of its own; empty where there is neither."""
+    if close_text:
+        return tokenizer.encode(f"\n{close_text}\n")
     return [] if close_id is None else [close_id]

@@ -170,9 +170,9 @@ class Sampler:
             groups[i].routing = output.routing[i] if output.routing else None
             if len(prompt) % size and len(group) > 1:
                 # The last block is not full: what stands in it is copied to each completion's own.
-                contents = self.runner.read_block(group[0].table[len(prompt) // size])
+                last = len(prompt) // size
                 for other in group[1:]:
-                    self.runner.write_block(other.table[len(prompt) // size], contents)
+                    self.runner.copy_block(group[0].table[last], other.table[last])
         self._decode(running, rows)
         return groups
 
