@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.apart import run_apart
 
 from shoal.data.tokenizer import Tokenizer
 from shoal.engine.chat import ChatEvent, stream_chat, thinking_of
@@ -137,9 +136,7 @@ def test_asyncio_gives_the_same_events(opened: OpenedModel) -> None:
     async def read() -> dict[str, str]:
         return texts([event async for event in stream_chat(opened, HELLO, params)])
 
-    with ThreadPoolExecutor(1) as pool:  # browser tests leave a loop running in the main thread
-        found = pool.submit(asyncio.run, read()).result()
-    assert found == texts(list(stream_chat(opened, HELLO, params)))
+    assert run_apart(read()) == texts(list(stream_chat(opened, HELLO, params)))
 
 
 def test_wrong_options_are_named(tmp_path: Path, gqa_network: CausalLM, tokenizer: Tokenizer) -> None:

@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.apart import run_apart
 
 from shoal.engine.engine import Engine
 from shoal.engine.types import (
@@ -459,8 +459,7 @@ def test_asyncio_readers(gqa_network: CausalLM, new_engine: Callable[..., Engine
         answers = await asyncio.gather(*(read(prompt) for prompt in prompts(4)), leave())
         return answers[:4]
 
-    with ThreadPoolExecutor(1) as pool:  # browser tests leave a loop running in the main thread
-        answers = pool.submit(asyncio.run, everything()).result()
+    answers = run_apart(everything())
     assert [len(tokens) for tokens in answers] == [24] * 4
     wait_until(lambda: engine.stats().finished == {"length": 4, "cancelled": 1}, seconds=1)
 

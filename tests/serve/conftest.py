@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -58,6 +60,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Start = Callable[..., str]
+
+
+def wait_for(found: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """The first true value of `found`: what is done in the background is there in a moment."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.05)
+    return value
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
+from tests.apart import run_apart
 from tests.serve.test_app_api import new_chat, send
 
 from shoal.serve.changes import MAX_WATCHES, Changes
@@ -87,8 +87,7 @@ def test_owners_hear_nothing_of_each_other() -> None:
             await stream.aclose()
         assert not changes._watches
 
-    with ThreadPoolExecutor(1) as pool:  # a browser's tests leave a running loop in this thread
-        pool.submit(asyncio.run, scene()).result()
+    run_apart(scene())
 
 
 def test_a_key_is_asked_for(start_server: Any) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from tests.serve.conftest import running
+from tests.serve.conftest import running, wait_for
 from tests.serve.held import held
 
 from shoal.cli.serve import card_of, open_spec
@@ -19,14 +17,6 @@ from shoal.serve.database import DiskFull
 from shoal.serve.models import ModelTable
 from shoal.serve.settings import ServerSettings
 from shoal.serve.store import Store
-
-
-def until(check: Callable[[], Any]) -> Any:
-    for _ in range(1200):
-        if found := check():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it does not come")
 
 
 def fill(store: Store) -> None:
@@ -59,9 +49,9 @@ def test_a_full_disk_loses_no_answer(
         with held(40):  # greedy: a random network then never ends its answer
             ask = {"content": "hi", "params": {"temperature": 0, "max_tokens": 200}}
             assert page.post(f"/api/chats/{chat}/messages", json=ask).status_code == 201
-            until(lambda: len(store.messages("local", chat)[1]["content"]) > 20)
+            wait_for(lambda: len(store.messages("local", chat)[1]["content"]) > 20, 120)
             fill(store)
-        kept = until(lambda: (now := answer())["status"] == "error" and now)
+        kept = wait_for(lambda: (now := answer())["status"] == "error" and now, 120)
         assert "disk is full" in kept["error"] and "memory" in kept["error"]
         assert len(kept["content"]) > 2 * len(store.messages("local", chat)[1]["content"]) > 0
         refused = page.post(f"/api/chats/{chat}/messages", json={"content": "more " * 2000})
@@ -70,7 +60,7 @@ def test_a_full_disk_loses_no_answer(
         assert page.get("/api/chats?q=hi").status_code == 200, "reading goes on"
 
         store._db.execute("PRAGMA max_page_count = 100000")
-        done = until(lambda: (now := answer())["status"] == "length" and now)
+        done = wait_for(lambda: (now := answer())["status"] == "length" and now, 120)
         assert (
             done["content"] == kept["content"]
             and done["error"] is None

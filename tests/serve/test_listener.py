@@ -13,11 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from tests.apart import run_apart
 
 from shoal.cli.serve import cards_of, command, open_spec
 from shoal.errors import ShoalError, UsageError
@@ -231,5 +231,4 @@ def test_small_answers_are_sent_at_once():
             await writer.wait_closed()
             return found
 
-    with ThreadPoolExecutor() as pool:  # the browser tests leave a loop running in this thread
-        assert pool.submit(asyncio.run, accepted()).result()
+    assert run_apart(accepted())

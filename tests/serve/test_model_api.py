@@ -12,8 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.model.local_hub import LocalHub, local_hub
-from tests.serve.conftest import running
-from tests.serve.test_upstream import wait_for
+from tests.serve.conftest import running, wait_for
 
 from shoal.cli.serve import Opener, card_of
 from shoal.serve.app import create_app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from tests.apart import run_apart
 
 from shoal.cli.serve import Opener, card_of, open_spec
 from shoal.errors import ShoalError
@@ -132,8 +132,7 @@ def test_the_model_idle_for_longest_makes_room(tiny_model: Path) -> None:
         return "".join(name for name, slot in table.slots.items() if slot.opened)
 
     try:
-        with ThreadPoolExecutor(1) as pool:  # the browser tests leave a loop running in this thread
-            assert pool.submit(lambda: asyncio.run(use("abac"))).result() == "ac"
+        assert run_apart(use("abac")) == "ac"
     finally:
         table.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.serve.conftest import wait_for
 from tests.serve.held import held
 from tests.serve.test_security import CHAT, OPEN, hi, routes
 
@@ -61,6 +63,7 @@ class opened(Accounts):
         self.close()
 
 
+until = functools.partial(wait_for, seconds=10.0)
 Open = Callable[..., httpx.Client]
 
 
@@ -80,15 +83,6 @@ def sign_in(team: Team) -> Iterator[Open]:
     yield make
     for client in clients:
         client.close()
-
-
-def until(check: Callable[[], Any]) -> Any:
-    """The first true value of `check`: what is written in the background is there in a moment."""
-    for _ in range(200):
-        if found := check():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it does not come")
 
 
 def new_key(client: httpx.Client, **limits: int) -> tuple[str, str]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from tests.serve.conftest import running
+from tests.apart import run_apart
+from tests.serve.conftest import running, wait_for
 from tests.serve.faulty import Faulty, faulty_server
 
 from shoal.cli.serve import open_spec
@@ -45,14 +43,6 @@ def front(folder: Path, *configs: UpstreamConfig) -> Iterator[httpx.Client]:
     ):
         wait_for(lambda: all(m["status"]["value"] != "unloaded" for m in listed(client)) and listed(client))
         yield client
-
-
-def wait_for(found: Any, seconds: float = 30.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "nothing came of it"
-        time.sleep(0.05)
-    return value
 
 
 def listed(client: httpx.Client) -> list[dict[str, Any]]:
@@ -382,8 +372,7 @@ def test_the_state_of_a_model_whose_upstream_is_dead() -> None:
         await upstream.close()
         return seen
 
-    with ThreadPoolExecutor(1) as pool:  # a browser's tests leave a running loop in this thread
-        assert pool.submit(asyncio.run, look()).result() == [1, 2, 3]
+    assert run_apart(look()) == [1, 2, 3]
     assert upstream.healthy is False
     model = RemoteModel("m", [Route(upstream, ServedModel("m", "m"))])
     assert model.state() == ("error", "the upstream gone cannot be reached")
