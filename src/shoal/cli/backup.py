@@ -53,14 +53,10 @@ def restore(
 
 
 def _noted(action: str, path: Path) -> None:
-    import getpass
+    from shoal.cli.users import noted, open_accounts
 
-    from shoal.files import shoal_home
-    from shoal.serve.accounts import Accounts
-
-    accounts = Accounts(shoal_home() / "chats.sqlite")
-    accounts.add_audit(action, path.name, name=getpass.getuser(), address="command line")
-    accounts.close()
+    with open_accounts() as accounts:
+        noted(accounts, action, path.name)
 
 
 def _show(made: dict[str, Any], as_json: bool, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -322,13 +323,10 @@ def from_chats(
     place = shoal_home() / "chats.sqlite"
     if not place.is_file():
         raise ShoalError(f"there are no chats yet ({place})", hint="shoal serve, and talk to a model.")
-    accounts = Accounts(place)
-    try:
+    with contextlib.closing(Accounts(place)) as accounts:
         user = accounts.find(owner) if accounts.on else None
         if user:
             accounts.add_audit("exported", f"{kind} rows of {user.name}", address="command line")
-    finally:
-        accounts.close()
     store = Store(place, serving=False)
     try:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows(store, user.id if user else owner, kind)]  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from shoal.cli.progress import count_bar
 from shoal.errors import ShoalError, UsageError
 
 if TYPE_CHECKING:
@@ -452,13 +453,8 @@ def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
         yield line
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with count_bar(what) as update:
+        yield update
 
 
 def _bits_per_byte(model: str, plan: Plan) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -28,19 +27,16 @@ _STDIN = typer.Option(False, "--password-stdin", help="Read the password from th
 _GENERATE = typer.Option(False, "--generate", help="Make a password and show it once.")
 
 
-@contextmanager
-def _accounts() -> Iterator[Accounts]:
+def open_accounts() -> closing[Accounts]:
+    """The server's accounts for the length of a `with`."""
     from shoal.files import shoal_home
     from shoal.serve.accounts import Accounts
 
-    accounts = Accounts(shoal_home() / "chats.sqlite")
-    try:
-        yield accounts
-    finally:
-        accounts.close()
+    return closing(Accounts(shoal_home() / "chats.sqlite"))
 
 
-def _noted(accounts: Accounts, action: str, target: str) -> None:
+def noted(accounts: Accounts, action: str, target: str) -> None:
+    """A line of the audit log about what was done at the command line."""
     import getpass
 
     accounts.add_audit(action, target, name=getpass.getuser(), address="command line")
@@ -85,9 +81,9 @@ def add(
 
     password, made = _password(password_stdin, generate)
     checked_password(password)
-    with _accounts() as accounts:
+    with open_accounts() as accounts:
         user = accounts.add_user(name, password, admin=admin)
-        _noted(accounts, "user_added", user.name)
+        noted(accounts, "user_added", user.name)
     shown = {"password": password} if made else {}
     line = f"{user.name} added" + (f"; password (shown once): {password}" if made else "")
     _show({"name": user.name, "admin": user.admin, **shown}, as_json, line)
@@ -101,7 +97,7 @@ def list_(as_json: bool = _JSON) -> None:
 
       shoal users list
     """
-    with _accounts() as accounts:
+    with open_accounts() as accounts:
         users = accounts.users()
         used = {row["name"]: row for row in accounts.usage(by="user")}
     rows = [
@@ -138,7 +134,7 @@ def remove(
 
       shoal users remove bob
     """
-    with _accounts() as accounts:
+    with open_accounts() as accounts:
         user = accounts.find(name)
         last = len(accounts.users()) == 1
         loss = "he is the last one: nobody signs in any more" if last else "his chats are deleted for good"
@@ -148,7 +144,7 @@ def remove(
             if not typer.confirm(f"Remove {user.name}? ({loss})", err=True):
                 raise ShoalError("nothing was removed")
         accounts.remove_user(user.id)
-        _noted(accounts, "user_removed", user.name)
+        noted(accounts, "user_removed", user.name)
     _show({"removed": user.name}, as_json, f"{user.name} removed")
 
 
@@ -162,11 +158,11 @@ def passwd(
 
       shoal users passwd ann
     """
-    with _accounts() as accounts:
+    with open_accounts() as accounts:
         user = accounts.find(name)
         password, made = _password(password_stdin, generate)
         accounts.set_password(user.id, password)
-        _noted(accounts, "password_reset", user.name)
+        noted(accounts, "password_reset", user.name)
     line = f"password of {user.name} set" + (f" (shown once): {password}" if made else "")
     _show({"name": user.name, **({"password": password} if made else {})}, as_json, line)
 
@@ -185,10 +181,10 @@ def admin(
 
       shoal users admin bob --off
     """
-    with _accounts() as accounts:
+    with open_accounts() as accounts:
         user = accounts.find(name)
         accounts.set_admin(user.id, not off)
-        _noted(accounts, "user_made_member" if off else "user_made_admin", user.name)
+        noted(accounts, "user_made_member" if off else "user_made_admin", user.name)
     _show({"name": user.name, "admin": not off}, as_json, f"{user.name} is {'a user' if off else 'an admin'}")
 
 
@@ -206,10 +202,10 @@ def key(
 
       shoal users key bob --label nightly --tokens-a-day 200000 --parallel 2
     """
-    with _accounts() as accounts:
+    with open_accounts() as accounts:
         user = accounts.find(name)
         key_id, made = accounts.add_key(user.id, label, tokens_a_day=tokens_a_day, parallel=parallel)
-        _noted(accounts, "key_made", f"{user.name}: {label}")
+        noted(accounts, "key_made", f"{user.name}: {label}")
     _show({"name": user.name, "id": key_id, "key": made}, as_json, f"key of {user.name} (shown once): {made}")
 
 
@@ -225,7 +221,7 @@ def audit(
     """
     import time
 
-    with _accounts() as accounts:
+    with open_accounts() as accounts:
         entries = accounts.audit(limit=limit)
     if as_json:
         typer.echo(json.dumps({"entries": entries}, ensure_ascii=False))

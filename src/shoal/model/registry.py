@@ -29,6 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CARD = "shoal.json"
 _ADAPTER = "adapter_config.json"
 _COPY_BYTES = 8 << 20
+_PULL = "pull--"  # begins the name of a folder in which a download lies until it is whole
 
 
 @dataclass(frozen=True)
@@ -399,13 +400,20 @@ def pull(
     if not hub.is_hub_name(hub_name):
         raise UsageError(f"{hub_name!r} is no hub name", hint="Hub names look like owner/model.")
     name = _new_name(name or (file or hub_name.split("/")[1]).removesuffix(".gguf"), force=force)
-    folder = shoal_home() / "hub" / f"pull--{hub_name.replace('/', '--')}"
+    folder = shoal_home() / "hub" / f"{_PULL}{hub_name.replace('/', '--')}"
     here = hub.cached(hub_name) if file is None else None
     source = here or hub_files.fetch(hub_name, folder, only=file, progress=progress)
     entry = import_model(source / file if file else source, name=name, force=force, how="move")
-    for left in (folder, folder.with_name(folder.name.replace("pull--", "models--"))):
+    for left in (folder, folder.with_name(folder.name.replace(_PULL, "models--"))):
         shutil.rmtree(left, ignore_errors=True)
     return entry
+
+
+def unfinished_pulls() -> list[str]:
+    """Hub names of pulls that were cut, also by the end of a server."""
+    folder = shoal_home() / "hub"
+    found = folder.glob(f"{_PULL}*") if folder.is_dir() else []
+    return [place.name.removeprefix(_PULL).replace("--", "/", 1) for place in found]
 
 
 def remove(name: str) -> Path:

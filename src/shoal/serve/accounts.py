@@ -7,6 +7,7 @@ hashes, keys and session cookies (192 and 256 random bits) as SHA-256 digests.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import re
@@ -348,11 +349,8 @@ def users_in(place: Path) -> bool:
     """Whether people sign in on a server with this file; the file is not made if it is not there."""
     if not place.is_file():
         return False
-    accounts = Accounts(place)
-    try:
+    with contextlib.closing(Accounts(place)) as accounts:
         return accounts.on
-    finally:
-        accounts.close()
 
 
 def today() -> str:

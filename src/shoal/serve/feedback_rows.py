@@ -7,10 +7,9 @@ chosen of two, a thumbs-up over a thumbs-down on the same question. reward: each
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any, Literal
 
-from shoal.serve.page_prompt import turns_of_row
+from shoal.serve.page_prompt import api_turn, turns_of_row
 from shoal.serve.store import FINAL, Store
 
 Kind = Literal["sft", "preference", "reward"]
@@ -75,8 +74,7 @@ def _asked(answer: Mapping[str, Any], messages: Mapping[str, Any]) -> list[dict[
 
 def _turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row as the model was shown it: the results of its calls are turns of their own."""
-    turns = ({name: value for name, value in asdict(turn).items() if value} for turn in turns_of_row(row))
-    return [{"role": turn["role"], "content": ""} | turn for turn in turns]
+    return [api_turn(turn) for turn in turns_of_row(row)]
 
 
 def _said(answer: dict[str, Any], edited: str | None = None) -> dict[str, Any]:

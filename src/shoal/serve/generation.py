@@ -26,7 +26,7 @@ from shoal.serve.database import DiskFull
 from shoal.serve.errors import ApiError
 from shoal.serve.metrics import Metrics
 from shoal.serve.models import ModelTable, Slot
-from shoal.serve.page_prompt import page_prompt, turns_of
+from shoal.serve.page_prompt import api_turn, page_prompt, turns_of
 from shoal.serve.store import Store
 from shoal.serve.upstream import RemoteModel
 from shoal.serve.upstream_chat import Asked, RemoteFinished, RemoteStream, remote_cost
@@ -361,8 +361,7 @@ class Generations:
         begun = (
             (message["content"], message["reasoning"]) if message["content"] or message["reasoning"] else None
         )
-        turns = [{name: value for name, value in asdict(turn).items() if value} | {"content": turn.content or ""}
-                 for turn in turns_of(history, params)]  # fmt: skip
+        turns = [api_turn(turn) for turn in turns_of(history, params)]
         fields = {name: params[name] for name in (*SAMPLING, "tools") if params.get(name) is not None}
         asked = Asked(model, turns, fields, thinking, params.get("max_tokens"), begun, salt=job.owner)
         stream = RemoteStream(asked, progress)

@@ -5,7 +5,6 @@ folder, remove. A job runs in a thread and is asked about; a server that is kill
 from __future__ import annotations
 
 import asyncio
-import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +17,9 @@ from starlette.routing import Route
 
 import shoal.model.registry as registry
 from shoal.errors import ShoalError
-from shoal.files import shoal_home
 from shoal.serve.app_api import _body, _found, _json, _no_body
 from shoal.serve.caller import audit, require_admin
+from shoal.serve.database import new_id
 from shoal.serve.errors import ApiError, bad_field
 from shoal.serve.models import ModelTable
 from shoal.serve.page_bodies import PageBody
@@ -48,7 +47,7 @@ class NewJob(PageBody):
 class Job:
     kind: str
     what: str
-    id: str = field(default_factory=lambda: secrets.token_hex(16))
+    id: str = field(default_factory=new_id)
     status: str = "waiting"
     """waiting, running, done, failed, cancelled"""
     bytes_done: int = 0
@@ -87,13 +86,15 @@ class ModelApi:
     async def state(self, request: Request) -> Response:
         """Everything that the page shows about it, in one answer."""
         require_admin(request)
-        entries = await asyncio.to_thread(registry.list_models)
+        entries, importable, unfinished = await asyncio.to_thread(
+            lambda: (registry.list_models(), sorted(self._importable()), sorted(registry.unfinished_pulls()))
+        )
         mine = {entry.name for entry in entries if entry.removable}
         return _json({
             "jobs": [asdict(job) for job in self._jobs.values()],
-            "importable": sorted(self._importable()),
+            "importable": importable,
             "import_folder": self.settings.import_folder is not None,
-            "unfinished": sorted(_unfinished()),
+            "unfinished": unfinished,
             "removable": [name for name, slot in self.models.slots.items() if name in mine and slot.remote is None],
         })  # fmt: skip
 
@@ -190,10 +191,3 @@ class ModelApi:
         audit(request, "model.remove", name)
         await asyncio.to_thread(registry.remove, name)
         return Response(status_code=204)
-
-
-def _unfinished() -> list[str]:
-    """Names of pulls that were cut, also by the end of a server."""
-    folder = shoal_home() / "hub"
-    found = folder.glob("pull--*") if folder.is_dir() else []
-    return [place.name.removeprefix("pull--").replace("--", "/", 1) for place in found]

@@ -149,9 +149,10 @@ class ModelTable:
             raise ApiError(400, f"{name} belongs to an upstream; it is not here to be removed", param="model")
         if slot.status == "loading" or (slot.opened and _busy(slot.opened)):
             raise ApiError(409, f"{name} is in use; stop its answers first")
+        sharing = [group for group in self._groups() if any(each is slot for each in group)]
         del self.slots[name]
-        if slot.opened is not None:
-            await self._unload([other for other in self._engine_group(slot)] + [slot])
+        for group in sharing:  # one, if it is loaded
+            await self._unload(group)
         self._take_remote()
 
     def start(self) -> None:
@@ -273,11 +274,6 @@ class ModelTable:
             if slot.opened:
                 groups.setdefault(id(slot.opened.engine), []).append(slot)
         return list(groups.values())
-
-    def _engine_group(self, slot: Slot) -> list[Slot]:
-        """The other models on the engine of this one."""
-        engine = slot.opened.engine if slot.opened else None
-        return [s for s in self.slots.values() if s is not slot and s.opened and s.opened.engine is engine]
 
     async def _unload(self, slots: list[Slot]) -> None:
         """Close the engine that these share, and give its memory back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from shoal.data.types import Message
@@ -29,6 +30,12 @@ def calls_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The calls of an answer that count: not those it was cut in, nor those of one that a person wrote anew."""
     whole = message["status"] == "done" and not message["edited"]
     return list(message["tool_calls"] or []) if whole else []
+
+
+def api_turn(turn: Message) -> dict[str, Any]:
+    """A turn as the API's clients and training rows have it: what is empty is left out, but for the content."""
+    said = {name: value for name, value in asdict(turn).items() if value}
+    return {"role": turn.role, "content": ""} | said
 
 
 def turns_of_row(message: Mapping[str, Any]) -> list[Message]:

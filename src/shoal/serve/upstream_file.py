@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,8 +212,7 @@ def _upstream(table: _Table, environ: Mapping[str, str]) -> UpstreamConfig:
     table.done()
     if not all(isinstance(each, str) and each for each in models):
         raise table.wrong("models", "expected a list of names")
-    found = [ServedModel(each, each, defaults.context, defaults.thinking, defaults.price, defaults.efforts)
-             for each in models]  # fmt: skip
+    found = [replace(defaults, id=each, name=each) for each in models]
     for i, each in enumerate(detailed):
         inner = _Table(f"{table.place}: model {i + 1}", each)
         model_id = inner.get("id", str, "")

@@ -262,20 +262,19 @@ class Work:
         """usage, timings and cost of a request. `prompts` is how many different prompts it had: n answers to one
         prompt count it once."""
         if remote := [each for each in finished if isinstance(each, RemoteFinished)]:
-            for end in remote:
-                self.metrics.answer(end.reason, end.timings.first_token_seconds, end.timings.decode_seconds,
-                                    end.usage.completion_tokens, 0.0)  # fmt: skip
-            return remote_bill(remote)
-        total = summed(finished, prompts)
-        cost = answers.cost_object(opened, finished)
+            bill = remote_bill(remote)
+        else:
+            total = summed(finished, prompts)
+            bill = {
+                "usage": answers.usage_object(total.usage),
+                "timings": answers.timings_object(total),
+                "cost": answers.cost_object(opened, finished),
+            }
+        joules = (bill["cost"].get("joules") or 0.0) / max(len(finished), 1)
         for each in finished:
             self.metrics.answer(each.reason, each.timings.first_token_seconds, each.timings.decode_seconds,
-                                each.usage.completion_tokens, (cost.get("joules") or 0.0) / len(finished))  # fmt: skip
-        return {
-            "usage": answers.usage_object(total.usage),
-            "timings": answers.timings_object(total),
-            "cost": cost,
-        }
+                                each.usage.completion_tokens, joules)  # fmt: skip
+        return bill
 
 
 def constraint_of(output: Output) -> Constraint:
