@@ -5,6 +5,7 @@ Counts blocks; the memory itself is the runner's.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Sequence
 
 _LOOKED_AT = 64  # blocks behind the same prefix, the newest, that are compared with a prompt token by token
@@ -99,7 +100,8 @@ class BlockPool:
     def find_part(self, before: bytes, token_ids: Sequence[int]) -> tuple[int, int]:
         """(block, n): the one whose first n tokens behind `before` are these, n as large as can be; -1, 0: none."""
         best, most = -1, 0
-        for block, held in list(self._behind.get(before, {}).items())[-_LOOKED_AT:]:
+        newest = [*itertools.islice(reversed(self._behind.get(before, {}).items()), _LOOKED_AT)]
+        for block, held in reversed(newest):  # the oldest of equals is taken
             same = 0
             for mine, theirs in zip(token_ids, held, strict=False):
                 if mine != theirs:
@@ -129,7 +131,7 @@ class BlockPool:
             bisect.insort(self._free, block)
 
     def _evict(self, blocks: int) -> None:
-        for block in list(self._idle)[:blocks]:
+        for block in list(itertools.islice(self._idle, blocks)):
             del self._idle[block]
             del self._block_of[self._key_of.pop(block)]
             if (before := self._before.pop(block, None)) is not None:

@@ -425,7 +425,7 @@ def load(
         )
     plan = Plan(source, quant, mtp)
     if not any(weight.format.startswith("Q") for weight in plan.weights.values()):
-        return NativeWeights(plan, _packed(plan, progress))  # nothing was quantised: nothing to keep
+        return NativeWeights(plan, packed(plan, progress))  # nothing was quantised: nothing to keep
     header = _header(plan)
     path = cache_folder() / f"{hashlib.sha256(header).hexdigest()[:32]}.weights"
     memory = _read_cache(path, header, plan.nbytes)
@@ -436,7 +436,7 @@ def load(
         except ShoalError as error:  # a full or read-only disk: work without
             log.warning("the packed weights are not kept: %s", error)
     if memory is None:
-        memory = _packed(plan, progress)
+        memory = packed(plan, progress)
     if progress:
         progress(plan.nbytes, plan.nbytes)
     return NativeWeights(plan, memory)
@@ -446,7 +446,8 @@ def cache_folder() -> Path:
     return shoal_home() / "cache" / "native"
 
 
-def _packed(plan: Plan, progress: Callable[[int, int], None] | None) -> Bytes:
+def packed(plan: Plan, progress: Callable[[int, int], None] | None = None) -> Bytes:
+    """The plan's weights, packed into memory now."""
     memory = core.Memory(plan.nbytes).array()
     plan.pack(memory, progress)
     return memory

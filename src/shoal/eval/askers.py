@@ -171,7 +171,7 @@ class EndpointAsker:
             body["seed"] = prompt.seed
         if prompt.thinking:
             body["thinking"] = {"type": "enabled"}
-        reply = self._call("POST", "/chat/completions", self._worded(body), body)
+        reply = self._call("POST", "/chat/completions", body)
         try:
             choice = reply["choices"][0]
             message, usage = choice["message"], reply.get("usage") or {}
@@ -203,16 +203,11 @@ class EndpointAsker:
                 return True
         return False
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        sent: dict[str, Any] | None = None,
-        body: dict[str, Any] | None = None,
-    ) -> Any:
-        """The reply to `sent`, which is `body` as this server wants it worded."""
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The reply to `body`, in the words that this server wants it in."""
         import httpx
 
+        sent = self._worded(body) if body else None
         wait = FIRST_WAIT_SECONDS
         try:
             for left in reversed(range(TRIES)):

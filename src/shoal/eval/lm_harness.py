@@ -78,11 +78,9 @@ class ShoalLM(TemplateLM):
         """Marks spelt out in the text are marks, as in other harness models; the mark of beginning comes before it
         where the tokenizer has that habit, once."""
         tokenizer = self.opened.tokenizer
-        ids = tokenizer.encode(string, special=True)
-        wanted = tokenizer.add_bos if add_special_tokens is None else add_special_tokens and tokenizer.add_bos
-        if wanted and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-            return [tokenizer.bos_id, *ids]
-        return ids
+        if add_special_tokens is None or add_special_tokens:
+            return tokenizer.encode_prompt(string)
+        return tokenizer.encode(string, special=True)
 
     @property
     def tokenizer_name(self) -> str:

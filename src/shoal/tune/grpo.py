@@ -528,7 +528,7 @@ def new_asker(run: TuneRun, stage: GrpoStage, *, greedy: bool = False) -> Asker:
         run.tokenizer,
         sampler,
         thinking=stage.thinking,
-        precision=lambda: precision(run),
+        precision=run.precision,
         follow=follow,
     )
 
@@ -557,12 +557,6 @@ def _runner(run: TuneRun, stage: GrpoStage) -> tuple[Runner, Callable[[], None]]
             group=stage.num_generations,
         )
     return cast(tuple[Runner, Callable[[], None]], run.extra["runner"])
-
-
-def precision(run: TuneRun) -> AbstractContextManager[Any]:
-    """The trainer's: what samples and what learns are the same function."""
-    dtype = run.machine.autocast
-    return torch.autocast(run.device.type, dtype=dtype) if dtype else nullcontext()
 
 
 def prepare(run: TuneRun, stage: GrpoStage) -> None:
@@ -618,7 +612,7 @@ def policy_before(run: TuneRun, objective: PolicyObjective) -> Callable[[GroupBa
     """Log-probabilities of the policy as it is now, as the trainer computes them."""
 
     def logprobs(batch: GroupBatch) -> Tensor:
-        with torch.no_grad(), precision(run):
+        with torch.no_grad(), run.precision():
             return objective.logprobs(batch.to(run.device))[0].cpu()
 
     return logprobs
@@ -637,7 +631,7 @@ def reference(run: TuneRun, stage: GrpoStage, objective: PolicyObjective) -> Cal
     judge = objective if network is None else PolicyObjective(network, stage)
 
     def logprobs(batch: GroupBatch) -> Tensor:
-        with torch.no_grad(), precision(run), run.selection.use(before):
+        with torch.no_grad(), run.precision(), run.selection.use(before):
             return judge.logprobs(batch.to(run.device))[0].cpu()
 
     return logprobs

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shoal.engine.native_runner import NativeRunner
-from shoal.engine.native_weights import Floats, NativeWeights, Plan, Quant, load
+from shoal.engine.native_weights import Floats, NativeWeights, Plan, Quant, load, packed
 from shoal.engine.runner import Runner
 from shoal.engine.torch_runner import TorchRunner
 from shoal.errors import ShoalError
@@ -157,6 +157,4 @@ class NetworkSource:
 def pack_network(network: CausalLM, quant: Quant) -> NativeWeights:
     """Packed weights of a network as it is now."""
     plan = Plan(cast(Source, NetworkSource(network)), quant)
-    memory = native.core.Memory(plan.nbytes).array()
-    plan.pack(memory)
-    return NativeWeights(plan, memory)
+    return NativeWeights(plan, packed(plan))

@@ -613,10 +613,11 @@ void Forward::moe(Worker& w, const Layer& l, int layer) {
     for (int t = alone ? 0 : w.begin(tokens_); t < (alone ? tokens_ : w.end(tokens_)); t++)
         choose(scores + ptrdiff_t(t) * p.experts, l.router_bias, ids + t * k, weights + t * k);
     if (!alone) w.barrier();
-    int place = moe_place_[size_t(layer)], places = s_.moe_layers();
-    if (results_.routing)
+    if (results_.routing) {
+        int place = moe_place_[size_t(layer)], places = s_.moe_layers();
         for (int t = w.begin(tokens_); t < w.end(tokens_); t++)
             std::memcpy(results_.routing + (ptrdiff_t(t) * places + place) * k, ids + t * k, size_t(k) * sizeof(int32_t));
+    }
 
     // Slots: the (token, expert) pairs by expert, tokens ascending.
     std::vector<int> begin(size_t(p.experts) + 1), slot_of(size_t(slots), 0), token_of(size_t(slots), 0);
