@@ -179,9 +179,11 @@ def test_thoughts_open_while_thinking_and_fold_when_the_answer_begins(open_page:
         if (node && window.views.at(-1) !== node.className) window.views.push(node.className); })
         .observe(document.body, {subtree: true, childList: true, attributes: true}); }"""
     page.evaluate(seen)
-    ask(page, "think first", wait=False)
-    page.wait_for_selector(".thoughts.peek:has-text('Then I weigh word 7.')")
-    page.click("button:has-text('Answer now')")
+    with held(400):  # it would think to the end of what it may before anybody had looked
+        ask(page, "think first", wait=False)
+        page.wait_for_selector(".thoughts.peek:has-text('Then I weigh word 7.')")
+        with page.expect_response(lambda response: "/answer-now" in response.url):
+            page.click("button:has-text('Answer now')")
     finished(page)
     assert answer_text(page) == "At last: 42."
     assert page.evaluate("window.views") == ["thoughts peek", "thoughts folded"]
