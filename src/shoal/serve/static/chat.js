@@ -3,8 +3,8 @@
 import { ApiError, call, follow, readSettled } from "./api.js";
 import { t } from "./i18n.js";
 import { listChats } from "./history.js";
-import { readState } from "./models.js";
-import { changed, isRunning, runningMessage, showToast, state, touch } from "./store.js";
+import { modelOf, readState } from "./models.js";
+import { changed, isRunning, runningMessage, setOnline, showToast, state, touch } from "./store.js";
 import { leafBelow } from "./tree.js";
 
 /** @typedef {import("./store.js").Message} Message */
@@ -106,14 +106,16 @@ function followRunning() {
   const chat = state.chat;
   const running = [...(chat?.messages.values() ?? [])].filter(isRunning);
   if (!chat || running.length === 0) return;
-  for (const message of running) state.live.set(message.id, liveOf(message));
+  for (const message of running) {
+    const { stopping, hurried, thinkingSince } = state.live.get(message.id) ?? {}; // the server does not tell these
+    state.live.set(message.id, { ...liveOf(message), stopping, hurried, ...(thinkingSince && { thinkingSince }) });
+  }
   const onEvent = (/** @type {any} */ event, /** @type {number} */ number) => {
     chat.lastEvent = number;
     receive(event);
   };
   unfollow = follow(chat.id, chat.lastEvent, onEvent, async (online, closed) => {
-    if (state.online !== online) changed();
-    state.online = online;
+    setOnline(online);
     if (!closed) return;
     do await new Promise((resolve) => setTimeout(resolve, 1_000));
     while (state.chat === chat && runningMessage() && !(await refresh())); // it ended without the answer's end
@@ -164,7 +166,7 @@ function receive(event) {
     state.announcement = message.status === "error" ? "" : `${t("status.finished")} ${message.content}`;
     if (!runningMessage()) unfollow();
     listChats();
-    if (!state.models.find((each) => each.id === message.model)?.loaded) readState();
+    if (!modelOf(message)?.loaded) readState();
   } else {
     const { type, message: _, ...numbers } = event;
     Object.assign(live, numbers, { state: type });

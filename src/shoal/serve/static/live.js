@@ -3,7 +3,7 @@
 import { TAB } from "./api.js";
 import { refresh } from "./chat.js";
 import { listChats } from "./history.js";
-import { changed, state } from "./store.js";
+import { setOnline, state } from "./store.js";
 
 const AGAIN_MS = 10_000;
 /** @type {EventSource | undefined} */
@@ -18,12 +18,6 @@ function hear({ data, lastEventId }) {
   listChats();
 }
 
-/** @param {boolean} online */
-function tell(online) {
-  if (state.online !== online) changed();
-  state.online = online;
-}
-
 /** Listen while there is somebody to see it: a tab in the background holds no connection. */
 export function listen() {
   if (document.hidden) {
@@ -33,10 +27,10 @@ export function listen() {
   if (source || document.hidden || !state.ready || state.startError) return;
   const opened = new EventSource(`api/changes?after=${state.lastChange}&tab=${TAB}`);
   source = opened;
-  opened.onopen = () => tell(true);
+  opened.onopen = () => setOnline(true);
   opened.onmessage = hear;
   opened.onerror = () => {
-    if (opened.readyState === EventSource.CONNECTING) return tell(false); // the browser tries again by itself
+    if (opened.readyState === EventSource.CONNECTING) return setOnline(false); // the browser tries again by itself
     if (source === opened) source = undefined;
     setTimeout(listen, AGAIN_MS);
   };

@@ -50,12 +50,15 @@ export function examples(chosen) {
   return chosen?.examples?.[language] ?? chosen?.examples?.en ?? [];
 }
 
+/** The model of an answer, if it is still there. @param {{model?: string | null}} message */
+export const modelOf = (message) => state.models.find(({ id }) => id === message.model);
+
 /**
  * Whether the model of an answer can do something; those of upstreams cannot do all.
  * @param {{model?: string | null}} message @param {"tokens" | "answer_now" | "continue"} what
  */
 export function able(message, what) {
-  return state.models.find(({ id }) => id === message.model)?.abilities?.[what] ?? true;
+  return modelOf(message)?.abilities?.[what] ?? true;
 }
 
 /** @param {string} id */

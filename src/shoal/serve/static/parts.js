@@ -1,7 +1,11 @@
 // @ts-check
 // The small things many views are made of: buttons with a name, notices, bars.
 import { html, Icon, useState } from "./lib.js";
+import { errorWords } from "./api.js";
 import { t } from "./i18n.js";
+
+/** What the server said of a failure, in words for people. @param {unknown} error */
+export const said = (error) => errorWords(error).message || t("error.unreachable");
 
 /**
  * A button that shows only an icon, unless `label`; its name is for the tooltip and the screen reader.

@@ -102,6 +102,12 @@ export function changed() {
   else frame();
 }
 
+/** Whether the server can be reached, as the last attempt told. @param {boolean} online */
+export function setOnline(online) {
+  if (state.online !== online) changed();
+  state.online = online;
+}
+
 /** Mark one message as different, so that its view (and only its) is drawn again. @param {Message} message */
 export function touch(message) {
   message.revision = (message.revision ?? 0) + 1;

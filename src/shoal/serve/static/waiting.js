@@ -4,9 +4,9 @@ import { html, Icon, useState } from "./lib.js";
 import { answerNow } from "./ask.js";
 import { Blocks } from "./blocks.js";
 import { bytes, number, percent, seconds, t } from "./i18n.js";
-import { able } from "./models.js";
+import { able, modelOf } from "./models.js";
 import { Progress } from "./parts.js";
-import { isRunning, state } from "./store.js";
+import { isRunning } from "./store.js";
 
 /** @typedef {import("./store.js").Message} Message @typedef {import("./store.js").Live} Live */
 
@@ -46,7 +46,7 @@ export function Waiting({ message, live }) {
 
 /** @param {Message} message */
 export function modelName(message) {
-  return state.models.find(({ id }) => id === message.model)?.name ?? message.model ?? "";
+  return modelOf(message)?.name ?? message.model ?? "";
 }
 
 /** A button for readers who have waited enough. @param {{message: Message, live: Live | undefined}} props */

@@ -1,10 +1,10 @@
 // @ts-check
 // One's own account: what was used, API keys, the password, the way out.
 import { addStyle, html, useEffect, useRef, useState } from "../lib.js";
-import { call, errorWords } from "../api.js";
+import { call } from "../api.js";
 import { Frame } from "../dialogs.js";
 import { dateTime, number, t, withWords } from "../i18n.js";
-import { CopyButton, IconButton, Notice } from "../parts.js";
+import { CopyButton, IconButton, Notice, said } from "../parts.js";
 import { openDialog, state } from "../store.js";
 import { Figures } from "./figures.js";
 
@@ -15,9 +15,6 @@ export function Secret({ words, text }) {
   return html`<div role="status"><p>${words}</p>
     <div class="secret"><code>${text}</code><${CopyButton} text=${() => text} name=${t("action.copy")} /></div></div>`;
 }
-
-/** What the server said, in a notice. @param {unknown} error */
-export const said = (error) => errorWords(error).message || t("error.unreachable");
 
 /** @typedef {{id: string, name: string, created_at: number, used_at: number | null, tokens_a_day: number | null,
  *   parallel: number | null, used_today: number}} Key */

@@ -2,9 +2,9 @@
 // Coming in: a name and a password where there are users, else the key of the server. Both become a cookie that scripts
 // cannot read.
 import { html, useEffect, useRef, useState } from "../lib.js";
-import { call, errorWords } from "../api.js";
+import { call } from "../api.js";
 import { t, withWords } from "../i18n.js";
-import { Notice } from "../parts.js";
+import { Notice, said } from "../parts.js";
 
 await withWords("account");
 
@@ -27,7 +27,7 @@ export function Login({ onDone }) {
       onDone();
     } catch (refusal) {
       const { status } = /** @type {any} */ (refusal);
-      setTold(status === 0 ? t("error.unreachable") : status === 401 ? t(`login.wrong_${way}`) : errorWords(refusal).message);
+      setTold(status === 401 ? t(`login.wrong_${way}`) : said(refusal));
       form.current?.querySelector(`input[type="password"]`)?.select();
     }
     setBusy(false);

@@ -4,9 +4,9 @@ import { html, useEffect, useRef, useState } from "../lib.js";
 import { call } from "../api.js";
 import { Frame } from "../dialogs.js";
 import { dateTime, t } from "../i18n.js";
-import { Notice } from "../parts.js";
+import { Notice, said } from "../parts.js";
 import { state } from "../store.js";
-import { Secret, said } from "./account.js";
+import { Secret } from "./account.js";
 import { Figures } from "./figures.js";
 
 /** @typedef {{id: string, name: string, admin: boolean, keys: number, created_at: number, seen_at: number | null}} User */

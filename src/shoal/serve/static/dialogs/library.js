@@ -1,11 +1,11 @@
 // @ts-check
 // The library: prompts that are offered after a slash, and personas that a chat can have. Written, changed, deleted here.
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
-import { call, errorWords } from "../api.js";
+import { call } from "../api.js";
 import { grow } from "../composer.js";
 import { Frame } from "../dialogs.js";
 import { t } from "../i18n.js";
-import { IconButton } from "../parts.js";
+import { IconButton, said } from "../parts.js";
 import { readLibrary } from "../prompts.js";
 import { showToast, state } from "../store.js";
 
@@ -16,7 +16,7 @@ async function kept(work) {
   try {
     await work();
   } catch (error) {
-    showToast(errorWords(error).message || t("error.unreachable"));
+    showToast(said(error));
   }
   await readLibrary(true);
 }

@@ -1,11 +1,11 @@
 // @ts-check
 // The models of this machine, for its admin: fetch one from the hub, import one from the operator's folder, remove one.
 import { html, useEffect, useState } from "../lib.js";
-import { call, errorWords } from "../api.js";
+import { call } from "../api.js";
 import { Frame } from "../dialogs.js";
 import { bytes, t } from "../i18n.js";
 import { readState } from "../models.js";
-import { IconButton, Notice, Progress } from "../parts.js";
+import { IconButton, Notice, Progress, said } from "../parts.js";
 import { sizes } from "../picker.js";
 import { showToast, state } from "../store.js";
 
@@ -39,7 +39,7 @@ export function Models() {
     try {
       setKnown(await call("GET", "api/model-jobs"));
     } catch (error) {
-      setFailed(errorWords(error).message || t("error.unreachable"));
+      setFailed(said(error));
     }
   };
   /** @param {"POST" | "DELETE"} method @param {string} path @param {object} [body] */
@@ -48,7 +48,7 @@ export function Models() {
       await call(method, path, body);
       setHubName("");
     } catch (error) {
-      showToast(errorWords(error).message || t("error.unreachable"));
+      showToast(said(error));
     }
     setSure("");
     await read();
