@@ -235,6 +235,26 @@ def test_the_level_rises_at_seventy_percent(
     assert {line["level"] for line in lines(tmp_path / "other")} == {1}
 
 
+def test_level_0_asks_all_levels_in_turn(tmp_path: Path, base: Base) -> None:
+    tasks = ["puzzles:sum", "puzzles:backwards"]
+    path = recipe_file(
+        tmp_path,
+        base("gqa"),
+        {"own.py:constant": 1.0},
+        level=0,
+        raise_after=1,
+        steps=10,
+        prompts_per_step=2,
+        tasks=tasks,
+    )
+    run(path, tmp_path / "run")
+    state = load_state(tmp_path / "run" / "state")
+    assert state is not None
+    drawn = state.values["rows"]["drawn"]
+    assert drawn == {f"{task}/{level}": 2 for task in tasks for level in range(1, 6)}
+    assert not any("level" in line for line in lines(tmp_path / "run"))
+
+
 def test_a_reward_that_fails_costs_its_sample_and_is_named(
     tmp_path: Path, base: Base, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,7 +229,9 @@ class RolloutRows:
         self.levels = {
             name: min(max(recipe.level, task.levels[0]), task.levels[-1])
             for name, task in environment.tasks.items()
+            if recipe.level
         }
+        """Where each task stands; empty where all levels are asked all the time."""
         self.windows: dict[str, deque[float]] = {
             name: deque(maxlen=recipe.raise_after) for name in environment.tasks
         }
@@ -318,7 +320,8 @@ class RolloutRows:
         """What the board shows, averaged since the last call."""
         means, sums = self.figures.means(), self.figures.sums
         line: dict[str, Any] = {name: means[name] for name in _MEANS if name in means}
-        line["level"] = sum(self.levels.values()) / len(self.levels)
+        if self.levels:
+            line["level"] = sum(self.levels.values()) / len(self.levels)
         for what in ("rollout", "update"):
             if seconds := sums.get(f"{what}_seconds"):
                 line[f"{what}_tokens_per_second"] = sums.get(f"{what}_tokens", 0.0) / seconds
@@ -382,13 +385,10 @@ class RolloutRows:
 
     def _draw(self) -> tuple[Example, list[int]]:
         """The next question: tasks in turn, mostly at the task's level; prompts that are too long are left out."""
-        names = list(self.levels)
+        names = list(self.windows)
         for _ in range(100):
             name = names[self.turn % len(names)]
-            chance = random.Random(f"{self.seed}/level/{self.turn}")
-            level, first = self.levels[name], self.asker.environment.tasks[name].levels[0]
-            if level > first and chance.random() < LOWER_SHARE:
-                level = chance.randrange(first, level)
+            level = self._level(name)
             self.turn += 1
             place = f"{name}/{level}"
             example = self.asker.environment.example(name, "train", level, self.drawn[place])
@@ -401,6 +401,15 @@ class RolloutRows:
             f"a hundred prompts in a row are longer than grpo.max_prompt_length {self.recipe.max_prompt_length}",
             hint="Raise it, or lower the level.",
         )
+
+    def _level(self, name: str) -> int:
+        """Of the next question of a task."""
+        levels = self.asker.environment.tasks[name].levels
+        if not self.levels:
+            return levels[self.turn // len(self.windows) % len(levels)]
+        level, chance = self.levels[name], random.Random(f"{self.seed}/level/{self.turn}")
+        lower = level > levels[0] and chance.random() < LOWER_SHARE
+        return chance.randrange(levels[0], level) if lower else level
 
     def _count(self, item: Answered, live: bool) -> None:
         add = self.figures.add
@@ -418,7 +427,7 @@ class RolloutRows:
         self.flops += prompt * counts.flops_per_token(self.config, prompt, training=False)
         self.flops += sum(counts.answer_flops(self.config, prompt, prompt, n) for n in lengths)
         window = self.windows[item.example.task]
-        if item.example.level == self.levels[item.example.task]:
+        if item.example.level == self.levels.get(item.example.task):
             window.append(sum(item.right) / size)
             self._raise_level(item.example.task)
 

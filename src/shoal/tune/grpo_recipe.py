@@ -27,7 +27,7 @@ class GrpoStage(OptimizerRecipe, ScheduleRecipe):
     system: str = knob("", "system message before every question")
     suffix: str = knob("", "text behind every question")
     thinking: bool = knob(False, "ask for a thought first, where the model has a mode for it")
-    level: int = knob(1, "level of every task at the start")
+    level: int = knob(1, "level of every task at the start; 0: all levels in turn, from the start to the end")
     raise_at: float = knob(
         0.7, "a task goes up a level when this share of its answers is right", resumable=True
     )
@@ -85,8 +85,9 @@ class GrpoStage(OptimizerRecipe, ScheduleRecipe):
     warmup_steps: int = knob(5, "steps of linear warm-up", unit="steps")
     warmdown_fraction: float = knob(0.0, "wsd: last share of the steps over which rates fall")
 
+    average_fraction: float = knob(0.0, "last share of the steps whose weights are averaged into the result")
+
     trains_all_weights = False  # settled when the recipe is loaded
-    average_fraction = 0.0
 
     @property
     def row_length(self) -> Plan:
@@ -118,7 +119,7 @@ class GrpoStage(OptimizerRecipe, ScheduleRecipe):
         """What is wrong with the values."""
         faults = []
         least = {
-            "steps": 1, "prompts_per_step": 1, "max_prompt_length": 1, "max_completion_length": 1, "level": 1,
+            "steps": 1, "prompts_per_step": 1, "max_prompt_length": 1, "max_completion_length": 1, "level": 0,
             "raise_after": 1, "num_iterations": 1, "micro_batch_tokens": 1, "num_generations": 2,
         }  # fmt: skip
         for key, value in least.items():

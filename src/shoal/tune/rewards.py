@@ -201,6 +201,28 @@ def puzzles() -> Reward:
     return reward
 
 
+_RESULT = re.compile(r"\s*(-?\d{1,30})(?![\w.])", re.ASCII)
+
+
+def equations() -> Reward:
+    """Share of the thought's sums that are right, lines like `12 - 4 + 3 = 11`; 0 without any.
+
+    A hint for the way, to be weighed below the reward for the end: an answer that went wrong at its last step is better
+    than one that began wrong.
+    """
+
+    def reward(prompt: str, completion: str) -> float:
+        right = []
+        for line in completion[:MAX_CHARACTERS].partition("</think>")[0].splitlines():
+            left, _, after = line.removeprefix("<think>").partition("=")
+            said, worth = _RESULT.match(after), calculate(left)
+            if said and worth and len(worth[1]) > 1:
+                right.append(worth[0] == int(said[1]))
+        return sum(right) / len(right) if right else 0.0
+
+    return reward
+
+
 def regex(pattern: str, where: str = "completion") -> Reward:
     """1 if `pattern` is found in the completion, or in the final answer (where = "answer")."""
     try:
@@ -383,6 +405,7 @@ BUILT_IN: dict[str, Callable[..., Reward]] = {
     "numeric": numeric,
     "countdown": countdown,
     "puzzles": puzzles,
+    "equations": equations,
     "regex": regex,
     "format": thought_format,
     "length": length,
