@@ -45,7 +45,7 @@ def test_documents_equal_reference(order: str, piece: int, monkeypatch: pytest.M
     if order == "contiguous":
         assert firsts == [[0, 40, 120], [0, 0, 90]]
     for options in ({}, {"firsts": firsts}):
-        found = value_and_gradients(row_attention(*parts, 0.3, mask_BLL=mask, **options), parts)
+        found = value_and_gradients(row_attention(*parts, 0.3, mask_BLS=mask, **options), parts)
         for ours, wanted in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 
@@ -61,11 +61,31 @@ def test_bf16_operands_lose_nothing_on_the_way() -> None:
         torch.testing.assert_close(ours, wanted.bfloat16(), rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("piece", [1, 2**19], ids=["row by row", "together"])
+@pytest.mark.parametrize(("length", "before"), [(1, 5), (64, 1), (65, 40), (130, 0), (130, 70)])
+def test_shared_key_heads_and_keys_before(
+    length: int, before: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_attention_module, "_PIECE_NUMBERS", piece)
+    torch.manual_seed(0)
+    shapes = ((length, 6, 12), (before + length, 2, 12), (before + length, 2, 8))
+    parts = [torch.randn(3, *shape).requires_grad_() for shape in shapes]
+    seen = torch.ones(length, before + length, dtype=torch.bool).tril(before)
+    expected = value_and_gradients(attention_reference(*parts, 0.3, mask=seen), parts)
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf).expand(3, -1, -1)
+    for given in (None, mask):
+        found = value_and_gradients(row_attention(*parts, 0.3, mask_BLS=given), parts)
+        for ours, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_suits_short_rows_in_training_only() -> None:
-    q, k, _ = example(16)
+    q, k, _ = example(128)
     assert suits(q, k)
     assert not suits(q.detach(), k)
-    assert not suits(q, k[:, :, :1])
+    assert suits(q, k[:, :, :1])
+    assert not suits(*example(16)[:2])
+    assert suits(*(x.bfloat16() for x in example(16)[:2]))
     assert suits(q.bfloat16(), k.bfloat16())
     assert not suits(q.double(), k.double())
     assert not suits(*example(513)[:2])

@@ -106,9 +106,9 @@ class RowsContext(TokenContext):
     def _attend(self, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKV: Tensor, scale: float) -> Tensor:
         if row_attention.suits(q_BLNH, k_BLKH):
             mask = self._mask(torch.float32)
-            mask_BLL = None if mask is None else mask[:, 0]
+            mask_BLS = None if mask is None else mask[:, 0]
             out = row_attention.row_attention(
-                q_BLNH, k_BLKH, v_BLKV, scale, mask_BLL=mask_BLL, firsts=self._firsts
+                q_BLNH, k_BLKH, v_BLKV, scale, mask_BLS=mask_BLS, firsts=self._firsts
             )
         else:
             mask = self._mask(q_BLNH.dtype)

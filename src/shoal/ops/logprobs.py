@@ -7,13 +7,15 @@ the logits of a chunk again (one matrix product more) instead of keeping T x V n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK_BYTES = 16 * 2**20  # of fp32 logits
+_CHUNK_BYTES = 16 * 2**20  # of fp32 logits: one matrix product
+_CACHED_BYTES = 2**20  # of fp32 logits: rows that are worked on together, in a core's second-level cache
 
 
 def linear_logprobs_reference(
@@ -25,8 +27,21 @@ def linear_logprobs_reference(
     return logprobs_TV.gather(-1, labels_T[:, None])[:, 0], entropy_T.detach()
 
 
-def _chunk(vocabulary: int) -> int:
-    return max(64, _CHUNK_BYTES // (4 * vocabulary))
+def _pieces(hidden_TD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """(tokens, their logits in the weights' dtype), chunk by chunk."""
+    size = max(64, _CHUNK_BYTES // (4 * weight_VD.shape[0]))
+    for start in range(0, hidden_TD.shape[0], size):
+        part = slice(start, min(start + size, hidden_TD.shape[0]))
+        yield part, F.linear(hidden_TD[part], weight_VD)
+
+
+def _cached(part: slice, logits_CV: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """(tokens, views of their logits) of a chunk: few enough to be read again from the cache."""
+    device, rows = logits_CV.device.type, max(1, _CACHED_BYTES // (4 * logits_CV.shape[1]))
+    rows = rows if device == "cpu" else len(logits_CV)
+    for start in range(0, len(logits_CV), rows):
+        piece = logits_CV[start : start + rows]
+        yield slice(part.start + start, part.start + start + len(piece)), piece
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -34,15 +49,21 @@ class _LinearLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        tokens = hidden_TD.shape[0]
-        logprobs, lse, entropy = (hidden_TD.new_empty(tokens, dtype=torch.float32) for _ in range(3))
-        size = _chunk(weight_VD.shape[0])
-        for start in range(0, tokens, size):
-            part = slice(start, start + size)
-            scores = F.linear(hidden_TD[part], weight_VD).float() / temperature
-            lse[part] = scores.logsumexp(-1)
-            logprobs[part] = scores.gather(1, labels_T[part, None])[:, 0] - lse[part]
-            entropy[part] = lse[part] - ((scores - lse[part, None]).exp() * scores).sum(-1)
+        logprobs, lse, entropy = (
+            hidden_TD.new_empty(hidden_TD.shape[0], dtype=torch.float32) for _ in range(3)
+        )
+        for chunk, logits in _pieces(hidden_TD, weight_VD):
+            for part, few in _cached(chunk, logits):
+                scores = few.to(torch.float32, copy=True)
+                if temperature != 1:
+                    scores.div_(temperature)
+                highest = scores.amax(-1, keepdim=True)
+                own = scores.gather(1, labels_T[part, None])[:, 0]
+                weights = scores.sub_(highest).exp()
+                total = weights.sum(-1)
+                entropy[part] = total.log() - torch.linalg.vecdot(weights, scores) / total
+                lse[part] = total.log() + highest[:, 0]
+                logprobs[part] = own - lse[part]
         ctx.save_for_backward(hidden_TD, weight_VD, labels_T, lse)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy)
@@ -54,18 +75,19 @@ class _LinearLogprobs(torch.autograd.Function):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden_TD) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
-        size = _chunk(weight_VD.shape[0])
-        for start in range(0, hidden_TD.shape[0], size):
-            part = slice(start, start + size)
-            hidden = hidden_TD[part]
-            scores = F.linear(hidden, weight_VD).float() / ctx.temperature
-            scores = scores.sub_(lse[part, None]).exp_().neg_()  # d log p / d score = 1[label] - p
-            scores.scatter_add_(1, labels_T[part, None], torch.ones_like(scores[:, :1]))
-            scores = scores.mul_(grads[0][part, None] / ctx.temperature).to(hidden.dtype)
+        grad_T1 = (grads[0] / ctx.temperature)[:, None]
+        for chunk, logits in _pieces(hidden_TD, weight_VD):
+            for part, few in _cached(chunk, logits):
+                scores = few.to(torch.float32, copy=True)
+                if ctx.temperature != 1:
+                    scores.div_(ctx.temperature)
+                # d log p(label) / d score = 1[label] - p
+                scores.sub_(lse[part, None]).exp_().mul_(-grad_T1[part])
+                few.copy_(scores.scatter_add_(1, labels_T[part, None], grad_T1[part]))
             if grad_hidden is not None:
-                grad_hidden[part] = scores @ weight_VD
+                grad_hidden[chunk] = logits @ weight_VD
             if grad_weight is not None:
-                grad_weight += scores.t() @ hidden
+                grad_weight += logits.t() @ hidden_TD[chunk]
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shoal.model.context import TokenContext
-from shoal.ops import attention
+from shoal.ops import attention, row_attention
 from shoal.train.loop import Batch
 from shoal.tune.rollout import Completion
 
@@ -158,8 +158,17 @@ class _Place:
     """Flat place of each position of a padded [G, L]; None without any completion token."""
     real: Tensor
     """Which positions of the padded one, flat, are tokens."""
-    seen_LS: Tensor
-    """[L, P + L] bool."""
+
+
+def _causal(q_GLNH: Tensor, k_GSKH: Tensor, v_GSKV: Tensor, scale: float) -> Tensor:
+    """Attention of the last L of S positions."""
+    if row_attention.suits(q_GLNH, k_GSKH):
+        return row_attention.row_attention(q_GLNH, k_GSKH, v_GSKV, scale)
+    length, keys = q_GLNH.shape[1], k_GSKH.shape[1]
+    if length == keys:
+        return attention.attention(q_GLNH, k_GSKH, v_GSKV, scale, causal=True)
+    seen_LS = torch.ones(length, keys, dtype=torch.bool, device=q_GLNH.device).tril(keys - length)
+    return attention.attention(q_GLNH, k_GSKH, v_GSKV, scale, mask=seen_LS[None, None])
 
 
 class GroupsContext(TokenContext):
@@ -181,14 +190,12 @@ class GroupsContext(TokenContext):
                 end - 1
             )
             real = (column_L < limit_G1).flatten().nonzero()[:, 0]
-            seen = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
             self._places.append(
                 _Place(
                     slice(start, first),
                     end,
                     padded.to(device) if longest else None,
                     real.to(device),
-                    seen.to(device),
                 )
             )
             start = end
@@ -204,7 +211,7 @@ class GroupsContext(TokenContext):
         parts: list[Tensor] = []
         for place in self._places:
             q, k, v = (x[place.prompt] for x in (q_TNH, k_TKH, v_TKH))
-            parts.append(attention.attention(q[None], k[None], v[None], scale, causal=True)[0])
+            parts.append(_causal(q[None], k[None], v[None], scale)[0])
             if place.padded_GL is None:
                 continue
             rows = place.padded_GL.shape
@@ -213,7 +220,7 @@ class GroupsContext(TokenContext):
             )
             k_GSKH = torch.cat([k.expand(rows[0], *k.shape), own_k], 1)
             v_GSKH = torch.cat([v.expand(rows[0], *v.shape), own_v], 1)
-            out = attention.attention(q_GLNH, k_GSKH, v_GSKH, scale, mask=place.seen_LS[None, None])
+            out = _causal(q_GLNH, k_GSKH, v_GSKH, scale)
             parts.append(out.flatten(0, 1).index_select(0, place.real))
         return torch.cat(parts)
 
