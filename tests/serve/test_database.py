@@ -183,6 +183,9 @@ def test_restore_signs_everybody_out(tmp_path: Path) -> None:
     ann = accounts.add_user("ann", "four odd words here", admin=True)
     token, (_, key) = accounts.open_session(ann.id), accounts.add_key(ann.id, "k")
     back_up(place, copy)
+    assert accounts.on
+    with pytest.raises(ShoalError, match="in use"):
+        restore(copy, place)
     accounts.close()
     restore(copy, place)
     accounts = Accounts(place)

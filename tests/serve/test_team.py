@@ -11,13 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.serve.conftest import wait_for
+from tests.serve.conftest import running, wait_for
 from tests.serve.held import held
 from tests.serve.test_security import CHAT, OPEN, hi, routes
+from tests.serve.test_tls import no_models
 
 from shoal.errors import ShoalError
 from shoal.serve import accounts as accounts_module
 from shoal.serve.accounts import IDLE_SECONDS, SESSION_SECONDS, Accounts, hash_password, password_fits
+from shoal.serve.app import create_app
 from shoal.serve.database import new_id
 from shoal.serve.settings import ServerSettings
 from shoal.serve.store import Store
@@ -176,6 +178,22 @@ def test_passwords_are_hashed_slowly() -> None:
     assert password_fits("パスワード for ever", stored), "the same letters, typed on another keyboard"
     assert not password_fits("パスワード for eve", stored) and not password_fits("", "md5$x")
     assert hash_password("the same words") != hash_password("the same words"), "each has its own salt"
+
+
+def test_a_long_write_holds_up_no_sign_in(tmp_path: Path) -> None:
+    """The door asks from the event loop: if a question waited for the write, nobody would get an answer."""
+    place = tmp_path / "chats.sqlite"
+    door = create_app(ServerSettings(), no_models(), Store(place))
+    ann = door.accounts.add_user("ann", PASSWORDS["ann"], admin=True)
+    _, key = door.accounts.add_key(ann.id, "a script")
+    cookie = {"cookie": f"shoal_session={door.accounts.open_session(ann.id)}"}
+    with running(door) as url, httpx.Client(base_url=url, headers=PAGE, trust_env=False, timeout=30) as page:
+        with door.accounts._transaction() as db:
+            db.execute("DELETE FROM audit")
+            assert page.get("/api/account/keys", headers=cookie).status_code == 200
+            assert page.get("/v1/models", headers={"x-api-key": key}).status_code == 200
+            wrong = page.post("/api/session", json={"name": "ann", "password": "not hers"})
+            assert wrong.status_code == 401
 
 
 # ---- keys

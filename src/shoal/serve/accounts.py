@@ -1,4 +1,4 @@
-"""Users, their sessions and API keys, what each has used, and the audit log: a second connection to the chats' file.
+"""Users, their sessions and API keys, what each has used, and the audit log, in the chats' file.
 
 Accounts are on as soon as there is a user; the first one is an admin. Secrets are never stored: passwords as scrypt
 hashes, keys and session cookies (192 and 256 random bits) as SHA-256 digests.
@@ -13,6 +13,7 @@ import hmac
 import re
 import secrets
 import sqlite3
+import threading
 import time
 import unicodedata
 from dataclasses import dataclass
@@ -104,9 +105,28 @@ def user_name(given: str) -> str:
 
 
 class Accounts(Database):
-    """Methods block for a millisecond or so (those with a password longer) and may be called from any thread."""
+    """Methods block for a millisecond or so (those with a password longer) and may be called from any thread.
+
+    Reads have a connection of their own and wait for no write, so the door may ask from the event loop.
+    """
 
     _nobody = ""  # a hash to compare with when there is no such user, so that both take the same time
+
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        self._reader, self._reading = self._db, self._lock
+        if self.place != ":memory:":
+            self._reader, self._reading = self._connected(), threading.RLock()
+            self._reader.execute("PRAGMA query_only = ON")
+
+    def close(self) -> None:
+        with self._reading:
+            self._reader.close()
+        super().close()
+
+    def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
+        with self._reading:
+            return self._reader.execute(query, values).fetchall()
 
     @property
     def on(self) -> bool:

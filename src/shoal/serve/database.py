@@ -1,7 +1,7 @@
 """The SQLite file of a server: how it is opened, its schema by version, transactions, and what a full disk means.
 
-Chats (`store.py`) and accounts (`accounts.py`) are two connections to one file, so that a long search holds up no
-sign-in. Times are seconds since 1970.
+Chats (`store.py`) have one connection to the file, accounts (`accounts.py`) one that writes and one that reads, so that
+neither a long search nor a long write holds up a sign-in. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -137,8 +137,7 @@ class Database:
         if self.place != ":memory:":
             _make_folder(Path(self.place).parent)
         try:
-            self._db = sqlite3.connect(self.place, check_same_thread=False, isolation_level=None, timeout=10)
-            self._db.row_factory = sqlite3.Row
+            self._db = self._connected()
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("PRAGMA foreign_keys = ON")
@@ -152,6 +151,11 @@ class Database:
             raise ShoalError(f"cannot open the chats in {path}: {error}",
                              hint="Move the file away to start with an empty one, or take a backup: shoal restore FILE"
                              ) from error  # fmt: skip
+
+    def _connected(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.place, check_same_thread=False, isolation_level=None, timeout=10)
+        db.row_factory = sqlite3.Row
+        return db
 
     def close(self) -> None:
         with self._lock:
