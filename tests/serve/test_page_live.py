@@ -74,3 +74,43 @@ def test_a_tab_that_was_away_catches_up(open_page: Open) -> None:
     second.wait_for_selector(".bubble:has-text('during the pause')")
     finished(second)
     assert answer_text(first) == answer_text(second)
+
+
+def test_what_is_asked_of_an_answer_outlives_a_change_from_elsewhere(
+    open_page: Open, page_server: str
+) -> None:
+    """The server does not tell that an answer was hurried or is being stopped: the page keeps that by itself."""
+    live = """async () => { const { state } = await import("/static/store.js");
+        const [{ hurried, stopping, thinkingSince }] = state.live.values();
+        return [hurried ?? false, stopping ?? false, thinkingSince ?? 0]; }"""
+
+    def renamed(page: Any, title: str) -> None:
+        chat = page.evaluate("location.hash.slice(1)")
+        page.request.patch(f"{page_server}/api/chats/{chat}", data={"title": title},
+                           headers={"sec-fetch-site": "same-origin"})  # fmt: skip
+        page.wait_for_selector(f".head h1:has-text('{title}')")
+
+    page = open_page(model="ponder")
+    page.click(".split .chip >> nth=0")
+    page.wait_for_selector(".split.on")
+    with held(40):
+        ask(page, "think of a number", wait=False)
+        page.wait_for_selector(".thoughts:has-text('First I look')")
+        page.click(".hurry")
+        before = page.evaluate(live)
+        renamed(page, "hurried")
+        assert page.evaluate(live) == before and before[0] and before[2] > 0
+        assert page.locator(".hurry").is_disabled()
+    finished(page)
+    assert answer_text(page) == "At last: 42."
+
+    page = open_page(model="endless")
+    with held(40):
+        ask(page, "write for ever", wait=False)
+        page.wait_for_selector(".turn.last .answer[aria-busy=true]:has-text('Line 3 of a long answer.')")
+        page.click(".round.stop")
+        page.wait_for_selector(".waiting:has-text('Stopping')")
+        renamed(page, "stopped")
+        assert page.evaluate(live) == [False, True, 0]
+        assert page.locator(".waiting:has-text('Stopping')").count() == 1
+    page.wait_for_selector(".turn.last .ending:has-text('Stopped')")
