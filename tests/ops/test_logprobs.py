@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shoal.ops import logprobs
+from shoal.ops import logit_chunks
 from shoal.ops.logprobs import linear_logprobs, linear_logprobs_reference
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
 @pytest.mark.parametrize("tokens", [1, 200])
 def test_equal_to_the_reference(tokens: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "_CHUNK_BYTES", 4 * 37 * 70)  # 70 tokens a chunk: the last one is not full
+    monkeypatch.setattr(logit_chunks, "_CACHED_BYTES", 4 * 37 * 9)  # 9 tokens at a time
+    monkeypatch.setattr(
+        logit_chunks, "_CHUNK_BYTES", 4 * 37 * 70
+    )  # 70 tokens a chunk: the last one is not full
     generator = torch.Generator().manual_seed(tokens)
     hidden = torch.randn(tokens, 19, generator=generator, requires_grad=True)
     weight = torch.randn(37, 19, generator=generator, requires_grad=True)

@@ -7,15 +7,13 @@ the logits of a chunk again (one matrix product more) instead of keeping T x V n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK_BYTES = 16 * 2**20  # of fp32 logits: one matrix product
-_CACHED_BYTES = 2**20  # of fp32 logits: rows that are worked on together, in a core's second-level cache
+from shoal.ops.logit_chunks import cached_rows, logit_chunks
 
 
 def linear_logprobs_reference(
@@ -27,23 +25,6 @@ def linear_logprobs_reference(
     return logprobs_TV.gather(-1, labels_T[:, None])[:, 0], entropy_T.detach()
 
 
-def _pieces(hidden_TD: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(tokens, their logits in the weights' dtype), chunk by chunk."""
-    size = max(64, _CHUNK_BYTES // (4 * weight_VD.shape[0]))
-    for start in range(0, hidden_TD.shape[0], size):
-        part = slice(start, min(start + size, hidden_TD.shape[0]))
-        yield part, F.linear(hidden_TD[part], weight_VD)
-
-
-def _cached(part: slice, logits_CV: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(tokens, views of their logits) of a chunk: few enough to be read again from the cache."""
-    device, rows = logits_CV.device.type, max(1, _CACHED_BYTES // (4 * logits_CV.shape[1]))
-    rows = rows if device == "cpu" else len(logits_CV)
-    for start in range(0, len(logits_CV), rows):
-        piece = logits_CV[start : start + rows]
-        yield slice(part.start + start, part.start + start + len(piece)), piece
-
-
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -52,9 +33,9 @@ class _LinearLogprobs(torch.autograd.Function):
         logprobs, lse, entropy = (
             hidden_TD.new_empty(hidden_TD.shape[0], dtype=torch.float32) for _ in range(3)
         )
-        for chunk, logits in _pieces(hidden_TD, weight_VD):
-            for part, few in _cached(chunk, logits):
-                scores = few.to(torch.float32, copy=True)
+        for chunk, logits in logit_chunks(hidden_TD, weight_VD):
+            for part, rows in cached_rows(chunk, logits):
+                scores = rows.float()
                 if temperature != 1:
                     scores.div_(temperature)
                 highest = scores.amax(-1, keepdim=True)
@@ -76,14 +57,14 @@ class _LinearLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_TD) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
         grad_T1 = (grads[0] / ctx.temperature)[:, None]
-        for chunk, logits in _pieces(hidden_TD, weight_VD):
-            for part, few in _cached(chunk, logits):
-                scores = few.to(torch.float32, copy=True)
+        for chunk, logits in logit_chunks(hidden_TD, weight_VD):
+            for part, rows in cached_rows(chunk, logits):
+                scores = rows.float()
                 if ctx.temperature != 1:
                     scores.div_(ctx.temperature)
                 # d log p(label) / d score = 1[label] - p
                 scores.sub_(lse[part, None]).exp_().mul_(-grad_T1[part])
-                few.copy_(scores.scatter_add_(1, labels_T[part, None], grad_T1[part]))
+                rows.copy_(scores.scatter_add_(1, labels_T[part, None], grad_T1[part]))
             if grad_hidden is not None:
                 grad_hidden[chunk] = logits @ weight_VD
             if grad_weight is not None:

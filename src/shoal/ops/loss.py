@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoal.ops.logit_chunks import cached_rows, logit_chunks
+
 IGNORED = -100
-_CHUNK_BYTES = 8 * 2**20  # of fp32 logits, near a CPU core's cache
-_CHUNK_BYTES_GPU = 512 * 2**20  # a GPU wants few large kernels
 
 
 def linear_cross_entropy_reference(
@@ -35,7 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, z_loss: float) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        tokens, vocabulary = hidden_TD.shape[0], weight_VD.shape[0]
+        tokens = hidden_TD.shape[0]
         grad_hidden = torch.empty_like(hidden_TD) if need_hidden else None
         grad_weight = (
             torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
@@ -43,35 +43,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else None
         )
         loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
-        chunk_bytes = _CHUNK_BYTES if hidden_TD.device.type == "cpu" else _CHUNK_BYTES_GPU
-        chunk = max(64, chunk_bytes // (4 * vocabulary))
-        for start in range(0, tokens, chunk):
-            part = slice(start, start + chunk)
-            hidden, labels = hidden_TD[part], labels_T[part, None]
-            scores = F.linear(hidden, weight_VD).float()
-            highest = scores.amax(-1, keepdim=True)
-            scores.sub_(highest)
-            label_scores = scores.gather(1, labels)
-            total = scores.exp_().sum(-1, keepdim=True)
-            log_total = total.log()
-            loss += (log_total - label_scores).sum()
-            if z_loss:
-                lse = log_total + highest
-                loss += z_loss * (lse * lse).sum()
-                scores.mul_(1 + 2 * z_loss * lse)
-            if grad_hidden is None and grad_weight is None:
-                continue
-            # d loss / d logits = scores / total, minus 1 at the label. The division waits: it is cheaper on D numbers.
-            scores.scatter_add_(1, labels, -total)
-            scores, inverse = scores.to(hidden.dtype), (1 / total).to(hidden.dtype)
+        needed = grad_hidden is not None or grad_weight is not None
+        inverse_T1 = hidden_TD.new_empty(tokens, 1)
+        for chunk, logits in logit_chunks(hidden_TD, weight_VD):
+            for part, rows in cached_rows(chunk, logits):
+                labels = labels_T[part, None]
+                scores = rows.float()
+                highest = scores.amax(-1, keepdim=True)
+                scores.sub_(highest)
+                label_scores = scores.gather(1, labels)
+                total = scores.exp_().sum(-1, keepdim=True)
+                log_total = total.log()
+                loss += (log_total - label_scores).sum()
+                if z_loss:
+                    lse = log_total + highest
+                    loss += z_loss * (lse * lse).sum()
+                    scores.mul_(1 + 2 * z_loss * lse)
+                if needed:
+                    # d loss / d logits = scores / total, minus 1 at the label. The division waits: it is cheaper on
+                    # D numbers.
+                    rows.copy_(scores.scatter_add_(1, labels, -total))
+                    inverse_T1[part] = 1 / total
             if grad_hidden is not None:
-                torch.mul(scores @ weight_VD, inverse, out=grad_hidden[part])
+                torch.mul(logits @ weight_VD, inverse_T1[chunk], out=grad_hidden[chunk])
             if grad_weight is not None:
-                scaled = hidden * inverse
+                scaled = hidden_TD[chunk] * inverse_T1[chunk]
                 if grad_weight.dtype == scaled.dtype:
-                    grad_weight.addmm_(scores.t(), scaled)
+                    grad_weight.addmm_(logits.t(), scaled)
                 else:
-                    grad_weight += scores.t() @ scaled
+                    grad_weight += logits.t() @ scaled
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
         return loss
