@@ -36,6 +36,7 @@ DIALOGS = (
     "options",
     "export",
     "file",
+    "models",
     "tokens",
 )
 MENUS = ("Add to the question", "Model:", "How long to think", "More about this chat")
@@ -70,15 +71,19 @@ def axe(pytestconfig: pytest.Config) -> str:
 
 
 def barriers(page: Any, axe: str) -> list[str]:
-    """What axe finds on the page as it is; minor things too. It must have looked at something."""
+    """What axe finds on the page as it is, light and dark; minor things too. It must have looked at something."""
     page.evaluate(axe)
-    found = page.evaluate("() => axe.run(document)")
-    assert len(found["passes"]) > 10
-    return [
-        f"{each['impact']} {each['id']} {node['target']}"
-        for each in found["violations"]
-        for node in each["nodes"]
-    ]
+    troubles = []
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        found = page.evaluate("() => axe.run(document)")
+        assert len(found["passes"]) > 10
+        troubles += [
+            f"{theme}: {each['impact']} {each['id']} {node['target']}"
+            for each in found["violations"]
+            for node in each["nodes"]
+        ]
+    return troubles
 
 
 @pytest.fixture
@@ -100,9 +105,8 @@ def tour(page_store: Store) -> str:
     return f"/#{chat}"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_an_answer_has_no_barriers(open_page: Open, axe: str, tour: str, theme: str) -> None:
-    page = open_page(tour, color_scheme=theme)
+def test_an_answer_has_no_barriers(open_page: Open, axe: str, tour: str) -> None:
+    page = open_page(tour)
     page.wait_for_selector(".katex")
     page.wait_for_selector(".hljs-keyword")
     page.click(".thoughts > button")
@@ -110,10 +114,9 @@ def test_an_answer_has_no_barriers(open_page: Open, axe: str, tour: str, theme: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 390])
-def test_no_view_has_barriers(open_page: Open, axe: str, tour: str, theme: str, width: int) -> None:
-    page = open_page(color_scheme=theme, viewport={"width": width, "height": 800})
+def test_no_view_has_barriers(open_page: Open, axe: str, tour: str, width: int) -> None:
+    page = open_page(viewport={"width": width, "height": 800})
     assert barriers(page, axe) == [], "empty"
     page.goto(page.url.partition("#")[0] + tour[1:])
     page.reload()
@@ -135,6 +138,52 @@ def test_no_view_has_barriers(open_page: Open, axe: str, tour: str, theme: str, 
         page.click("[aria-label='Show the chats']")
         page.wait_for_selector(".sidebar .open")
         assert barriers(page, axe) == [], "chats"
+    page.fill("#search", "tour")
+    page.wait_for_selector(".chats mark")
+    assert barriers(page, axe) == [], "search"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 390])
+def test_no_rare_view_has_barriers(
+    open_page: Open, axe: str, page_server: str, page_store: Store, width: int
+) -> None:
+    page = open_page(viewport={"width": width, "height": 800})
+    page.click("[aria-label='Temporary chat']")
+    assert barriers(page, axe) == [], "temporary"
+    page.goto(f"{page_server}/{two_answers(page_store)}")
+    page.wait_for_selector(".pair .better >> nth=1")
+    assert barriers(page, axe) == [], "side by side, one of them broken off, one calling a tool"
+    page.click("[aria-label='Edit the question']")
+    page.evaluate("""async () => { const store = await import("/static/store.js");
+        store.showToast("Chat deleted", "Undo"); store.setOnline(false);
+        Object.assign(store.state, { failure: { message: "Not reached", hint: "Is it running?", retry: () => {} } });
+        store.changed(); }""")
+    page.wait_for_selector(".edit textarea:focus")
+    page.wait_for_selector(".offline")
+    assert barriers(page, axe) == [], "editing, offline, a failure and a toast"
+    for place, shown in (("#model=nano", ".plot canvas >> nth=1"), ("#receipts=nano", ".chain li")):
+        page.goto(f"{page_server}/cost{place}")
+        page.reload()
+        page.wait_for_selector(shown)
+        assert barriers(page, axe) == [], place
+
+
+def two_answers(store: Store) -> str:
+    """The address of a chat where one of two answers side by side broke off and the other asks for a tool."""
+    chat = store.create_chat("local", title="Two", model="tour")["id"]
+    parent = store.add_message("local", chat, parent_id=None, role="user", content="Which?")
+    assert parent
+    sides: list[dict[str, Any]] = [
+        {"status": "error", "error": "out of memory"},
+        {"tool_calls": [{"id": "1", "name": "weather", "arguments": '{"city": "Kobe"}'}]},
+    ]
+    for model, fields in zip(("tour", "lines"), sides, strict=True):
+        made = store.add_message("local", chat, parent_id=parent["id"], role="assistant", content=f"By {model}.",
+                                 model=model, params={"beside": True})  # fmt: skip
+        assert made
+        store.update_message("local", made["id"], **fields)
+    return f"#{chat}"
 
 
 @pytest.mark.parametrize("size", [(320, 640), (640, 400)], ids=["320 px", "200%"])

@@ -88,6 +88,7 @@ def test_from_the_sign_in_to_the_way_out(server: str, browser: Any, axe: str) ->
     page.click("dialog button >> text=Add")
     page.wait_for_selector("dialog .people >> text=田中")
     secret = page.inner_text("dialog .secret code")
+    assert barriers(page, axe) == []
     page.set_viewport_size({"width": 360, "height": 740})
     assert barriers(page, axe) == []
     assert page.evaluate(

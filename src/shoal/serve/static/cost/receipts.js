@@ -15,8 +15,8 @@ function Link({ link }) {
   const unknown = t("cost.unknown");
   const kwh = link.joules === null ? unknown : `${number(link.joules / 3.6e6, 4)} kWh`;
   const stage = t(`stage.${link.kind}`);
-  return html`<li><h3>${stage.startsWith("stage.") ? link.kind : stage}
-      <span class="tag">${t(`basis.${link.energy_basis}`)}</span></h3>
+  return html`<li><h2>${stage.startsWith("stage.") ? link.kind : stage}
+      <span class="tag">${t(`basis.${link.energy_basis}`)}</span></h2>
     <dl>
       <${Entry} name=${t("cost.device")} value=${link.device} />
       <${Entry} name=${t("cost.time")} value=${duration(link.seconds / 3600)} />
@@ -33,7 +33,7 @@ function Link({ link }) {
 
 /** @param {{run: any}} props what its makers published */
 function Published({ run }) {
-  return html`<li><h3>${run.run} <span class="tag">${t("basis.published")}</span></h3>
+  return html`<li><h2>${run.run} <span class="tag">${t("basis.published")}</span></h2>
     <dl>
       <${Entry} name=${t("cost.device")} value=${run.device} />
       <${Entry} name=${t("cost.deviceHoursAxis")} value=${number(run.hours)} />

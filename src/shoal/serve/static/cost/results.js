@@ -44,7 +44,7 @@ function Bar({ parts, whole, show }) {
 
 /** @param {{title: string, value: string, notes?: any[]}} props */
 function Figure({ title, value, notes = [] }) {
-  return html`<div class="figure"><h3>${title}</h3><b>${value}</b>${notes.filter(Boolean).map((note) => html`<small>${note}</small>`)}</div>`;
+  return html`<div class="figure"><h2>${title}</h2><b>${value}</b>${notes.filter(Boolean).map((note) => html`<small>${note}</small>`)}</div>`;
 }
 
 /** @param {any} props */
