@@ -46,6 +46,7 @@ def test_a_report_that_cannot_be_written_costs_an_exit_code_and_no_checkpoint(tm
         ([RECIPE, "--seconds", "-3"], "--seconds"),
         ([], "no recipe given"),
         (["--resume"], "no recipe given"),
+        (["--train.lr", "1"], "no recipe given"),
         (["nowhere.toml"], "nowhere.toml"),
         ([RECIPE, "--run.device", "tpu"], "no device 'tpu'"),
     ],
@@ -58,6 +59,14 @@ def test_wrong_use_is_told_and_makes_nothing(words: list[str], message: str, tmp
     if "nowhere" not in str(words) and "device" not in str(words):
         assert isinstance(error, UsageError) or error.exit_code == 2
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("command", [["train"], ["tune", "sft"]], ids=" ".join)
+def test_a_resumed_run_takes_overrides_without_its_recipe_named(command: list[str], tmp_path: Path):
+    (tmp_path / "recipe.toml").write_text('[model]\nbase = "nano"\n' if "tune" in command else "")
+    words = ["--resume", "--run", str(tmp_path), "--run.threds", "1", "--run.seed=2"]
+    error = CliRunner().invoke(app, [*command, *words]).exception
+    assert isinstance(error, ShoalError) and "mean threads?" in str(error), error
 
 
 def test_help_shows_how():

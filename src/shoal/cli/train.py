@@ -11,6 +11,29 @@ import typer
 from shoal.errors import ShoalError, UsageError
 
 
+def given(
+    recipe: Path | None,
+    overrides: list[str],
+    run: Path | None,
+    resume: bool,
+    seconds: float | None,
+    usage: str,
+) -> tuple[Path, list[str]]:
+    """(the recipe's file, `--section.key value` overrides) of a command line that may leave out the recipe to resume.
+
+    Without it the first override stands where the recipe would. Raises UsageError, with `usage` as the hint.
+    """
+    if seconds is not None and seconds <= 0:
+        raise UsageError(f"--seconds {seconds:g} is no time to train in")
+    if recipe and str(recipe).startswith("--"):
+        recipe, overrides = None, [str(recipe), *overrides]
+    if recipe is None:
+        if not (resume and run):
+            raise UsageError("no recipe given", hint=usage)
+        recipe = run / "recipe.toml"
+    return recipe, overrides
+
+
 def command(
     context: typer.Context,
     recipe: Path | None = typer.Argument(
@@ -40,15 +63,8 @@ def command(
     """
     from shoal.train.recipe import load_recipe
 
-    if seconds is not None and seconds <= 0:
-        raise UsageError(f"--seconds {seconds:g} is no time to train in")
-    if recipe is None:
-        if not (resume and run):
-            raise UsageError(
-                "no recipe given", hint="shoal train recipes/nano.toml, or --resume --run FOLDER"
-            )
-        recipe = run / "recipe.toml"
-    loaded = load_recipe(recipe, context.args)
+    usage = "shoal train recipes/nano.toml, or --resume --run FOLDER"
+    loaded = load_recipe(*given(recipe, context.args, run, resume, seconds, usage))
     folder = run or Path("runs") / loaded.run.name
 
     from shoal.train.run import train

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from shoal.cli.train import given
 from shoal.errors import ShoalError, UsageError
 
 app = typer.Typer(
@@ -196,16 +197,9 @@ def start(
     """What the commands of all methods do."""
     from shoal.tune.recipe import load_tune_recipe
 
-    if seconds is not None and seconds <= 0:
-        raise UsageError(f"--seconds {seconds:g} is no time to train in")
-    if recipe is None:
-        if not (resume and run):
-            raise UsageError(
-                "no recipe given", hint=f"shoal tune {method} RECIPE.toml, or --resume --run FOLDER"
-            )
-        recipe = run / "recipe.toml"
-    words = [*context.args, *(["--adapter.kind", adapter] if adapter else [])]
-    loaded = load_tune_recipe(recipe, method, words)
+    usage = f"shoal tune {method} RECIPE.toml, or --resume --run FOLDER"
+    recipe, words = given(recipe, context.args, run, resume, seconds, usage)
+    loaded = load_tune_recipe(recipe, method, [*words, *(["--adapter.kind", adapter] if adapter else [])])
     if dry_run:
         typer.echo(_questions(loaded) if method == "grpo" else _rows(loaded, method))
         return
