@@ -32,3 +32,18 @@ def test_without_gradients_and_in_bf16() -> None:
     found = rms_norm(x.bfloat16(), weight.bfloat16(), 1e-6)
     assert found.dtype == torch.bfloat16
     assert (found.float() - rms_norm_reference(x, weight, 1e-6)).abs().max() < 5e-2
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bf16_trains_with_the_gradients_of_fp32(weight_dtype: torch.dtype) -> None:
+    """Sums are fp32; a frozen weight gets no gradient."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 16).bfloat16(), (torch.rand(16) + 0.5).to(weight_dtype)
+    expected = results(rms_norm_reference, x.float(), weight.float(), 1e-6)
+    for found, wanted in zip(results(rms_norm, x, weight, 1e-6), expected, strict=True):
+        torch.testing.assert_close(found.float(), wanted, rtol=1e-2, atol=2e-2)
+    x.requires_grad_()
+    out = rms_norm(x, weight, 1e-6)
+    assert out.dtype == weight_dtype
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert gradient.dtype == torch.bfloat16 and weight.grad is None

@@ -31,21 +31,22 @@ class _RMSNorm(torch.autograd.Function):
         return (x * r).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, r = ctx.saved_tensors
         gx = grads[0] * x
         factor = (gx @ weight)[:, None].mul_(r.pow(3)).div_(-x.shape[-1])
         dx = (grads[0] * weight).mul_(r).addcmul_(x, factor)
-        return dx, (r.t() @ gx)[0], None
+        return dx, (r.t() @ gx)[0] if ctx.needs_input_grad[1] else None, None
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """`rms_norm_reference` over the last axis of x [..., D]; torch's own outside of fp32 training on a CPU.
+    """`rms_norm_reference` over the last axis of x [..., D]; torch's own outside of training on a CPU.
 
     The result has the wider type of x and weight; torch has a fused kernel for equal types only.
     """
     trains = torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad)
-    if trains and x.dtype == weight_D.dtype == torch.float32 and x.device.type == "cpu":
-        return _RMSNorm.apply(x.reshape(-1, x.shape[-1]), weight_D, eps).view(x.shape)
     dtype = torch.promote_types(x.dtype, weight_D.dtype)
+    if trains and dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu":
+        flat = x.reshape(-1, x.shape[-1]).float()
+        return _RMSNorm.apply(flat, weight_D.float(), eps).to(dtype).view(x.shape)
     return F.rms_norm(x.to(dtype), (x.shape[-1],), weight_D.to(dtype), eps)
