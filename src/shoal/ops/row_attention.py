@@ -73,7 +73,7 @@ def _heads_first(x_BLNH: Tensor) -> Tensor:
 
 class _RowAttention(torch.autograd.Function):
     """Queries as fp32 [B*K, r, L, width], keys and values as [B*K, S, width]: the query heads of a key head are more
-    rows of the same products."""
+    rows of the same products. What the backward pass needs is kept in the operands' dtype."""
 
     @staticmethod
     def forward(
@@ -106,20 +106,23 @@ class _RowAttention(torch.autograd.Function):
                 by_query += mask_BLS[group, None, queries, keys]
             torch.softmax(w, -1, out=w)
             out[some, :, queries] = torch.bmm(w, v[some, keys]).unflatten(1, (q.shape[1], -1))
-            weights.append(w)
-        ctx.save_for_backward(q, k, v, out, *weights)
-        ctx.scale, ctx.sizes, ctx.kv_heads, ctx.dtype = scale, sizes, kv_heads, q_BLNH.dtype
-        return out.view(rows, heads, length, -1).transpose(1, 2).to(q_BLNH.dtype)
+            weights.append(w.to(q_BLNH.dtype))
+        out_BLNV = out.view(rows, heads, length, -1).transpose(1, 2).to(q_BLNH.dtype)
+        ctx.save_for_backward(q_BLNH, k_BSKH, v_BSKV, out_BLNV, *weights)
+        ctx.scale, ctx.sizes = scale, sizes
+        return out_BLNV
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *weights = ctx.saved_tensors
+        q_BLNH, k_BSKH, v_BSKV, out_BLNV, *weights = ctx.saved_tensors
         rows, heads, length = ctx.sizes[:3]
-        g = _heads_first(grads[0]).view(out.shape)
+        kv_heads = k_BSKH.shape[2]
+        q, k, v, g, out = (_heads_first(x) for x in (q_BLNH, k_BSKH, v_BSKV, grads[0], out_BLNV))
+        q, g, out = (x.unflatten(0, (rows * kv_heads, -1)) for x in (q, g, out))
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         mean = (g * out).sum(-1, keepdim=True)  # of a query's gradients over its keys, by its weights
         for w, (group, queries, keys) in zip(weights, _pieces(*ctx.sizes), strict=True):
-            some = slice(group.start * ctx.kv_heads, group.stop * ctx.kv_heads)
+            some, w = slice(group.start * kv_heads, group.stop * kv_heads), w.float()
             g_some, q_some, mean_some = (x[some, :, queries].flatten(1, 2) for x in (g, q, mean))
             dv[some, keys] += torch.bmm(w.mT, g_some)
             dw = torch.bmm(g_some, v[some, keys].mT).sub_(mean_some).mul_(w).mul_(ctx.scale)
@@ -127,7 +130,7 @@ class _RowAttention(torch.autograd.Function):
             dk[some, keys] += torch.bmm(dw.mT, q_some)
         dq = dq.view(rows, heads, length, -1)
         dk, dv = (x.unflatten(0, (rows, -1)) for x in (dk, dv))
-        return *(x.transpose(1, 2).to(ctx.dtype) for x in (dq, dk, dv)), None, None, None
+        return *(x.transpose(1, 2).to(q_BLNH.dtype) for x in (dq, dk, dv)), None, None, None
 
 
 def row_attention(
