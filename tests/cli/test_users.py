@@ -46,8 +46,14 @@ def test_from_the_first_admin_to_the_last_user(home: Path) -> None:
     )
     found = accounts.key_owner(key["key"])
     assert found and found[1].name == "bob"
-    limits = accounts.limits(key["id"])
+    limits = accounts.key_limits(key["id"])
     assert limits and (limits.tokens_a_day, limits.parallel) == (5, 2)
+    none = {"name": "bob", "tokens_a_day": None, "parallel": None, "used_today": 0}
+    assert shoal("users", "limit", "bob") == none
+    assert shoal("users", "limit", "bob", "--tokens-a-day", "9") == none | {"tokens_a_day": 9}
+    assert shoal("users", "limit", "bob", "--parallel", "3") == none | {"tokens_a_day": 9, "parallel": 3}
+    assert shoal("users", "limit", "bob", "--tokens-a-day", "0") == none | {"parallel": 3}
+    assert [user["parallel"] for user in shoal("users", "list")["users"]] == [None, 3]
     other = shoal("users", "passwd", "bob", "--generate")
     assert not accounts.check_password("bob", bob["password"])
     assert accounts.check_password("bob", other["password"])
@@ -66,8 +72,8 @@ def test_from_the_first_admin_to_the_last_user(home: Path) -> None:
         shoal("users", "passwd", "bob", "--generate")
     entries = shoal("users", "audit")["entries"]
     assert [entry["action"] for entry in reversed(entries)] == [
-        "user_added", "user_added", "key_made", "password_reset", "user_made_admin", "user_made_member",
-        "user_removed", "user_removed"]  # fmt: skip
+        "user_added", "user_added", "key_made", *["user_limited"] * 3, "password_reset",
+        "user_made_admin", "user_made_member", "user_removed", "user_removed"]  # fmt: skip
     assert {entry["address"] for entry in entries} == {"command line"} and entries[0]["name"]
     for secret in (bob["password"], other["password"], key["key"], "four odd words"):
         assert secret not in str(entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,10 @@ from shoal.errors import ShoalError
 from shoal.serve import accounts as accounts_module
 from shoal.serve.accounts import IDLE_SECONDS, SESSION_SECONDS, Accounts, hash_password, password_fits
 from shoal.serve.app import create_app
+from shoal.serve.caller import Caller
 from shoal.serve.database import new_id
+from shoal.serve.errors import ApiError
+from shoal.serve.ledger import Ledger
 from shoal.serve.settings import ServerSettings
 from shoal.serve.store import Store
 
@@ -231,9 +235,7 @@ def test_a_key_has_its_tokens_a_day(sign_in: Open, team: Team) -> None:
                        ("/v1/completions", {"prompt": "hi"}), ("/v1/embeddings", {"input": "hi"})):  # fmt: skip
         refused = script.post(path, json=body)
         assert refused.status_code == 429, path
-        assert (
-            f"{spent} of its 5 tokens" in refused.text and 0 < int(refused.headers["retry-after"]) <= 86_400
-        )
+        assert f"{spent} of 5 tokens" in refused.text and 0 < int(refused.headers["retry-after"]) <= 86_400
     chat = script.post("/api/chats", json={}).json()["id"]
     asked = script.post(f"/api/chats/{chat}/messages", json={"content": "hi"})
     assert asked.status_code == 429 and asked.json()["error"]["code"] == "tokens_a_day_limit"
@@ -244,12 +246,107 @@ def test_a_key_has_its_tokens_a_day(sign_in: Open, team: Team) -> None:
     assert sign_in(None, **{"x-api-key": new_key(bob)[1]}).post(CHAT, json=hi()).status_code == 200
 
 
+def refusal(client: httpx.Client) -> httpx.Response:
+    """The 429 that a chat gets now; an answer that begins instead is not waited for."""
+    with client.stream("POST", CHAT, json=hi(stream=True)) as answer:
+        assert answer.status_code == 429
+        answer.read()
+        return answer
+
+
+def test_tokens_count_before_they_are_in_the_file(tmp_path: Path) -> None:
+    with opened(tmp_path / "chats.sqlite") as accounts:
+        ann = accounts.add_user("ann", PASSWORDS["ann"], admin=True)
+        accounts.set_limits(ann.id, {"tokens_a_day": 5})
+        by_key = Caller(ann.id, key_id=accounts.add_key(ann.id, "a script", tokens_a_day=5)[0])
+        ledger, go_on = Ledger(accounts), threading.Event()
+        ledger.soon(functools.partial(go_on.wait, 60))
+        ledger.check(by_key)
+        ledger.spend(by_key, "nano", 2, 3, 0.0, None, None)
+        for written in (False, True):
+            for each, whose in ((by_key, "key"), (Caller(ann.id), "user")):
+                with pytest.raises(ApiError, match=f"this {whose} has used 5 of 5 tokens"):
+                    ledger.check(each)
+            limits = accounts.user_limits(ann.id)
+            assert limits and limits.used_today == (5 if written else 0)
+            go_on.set()
+            ledger.flush()
+        ledger.close()
+
+
+def limited(ann: httpx.Client, name: str, **limits: int | None) -> dict[str, Any]:
+    """Bob's row after ann, the admin, has given him limits."""
+    users = "/api/admin/users"
+    user_id = next(each["id"] for each in ann.get(users).json()["users"] if each["name"] == name)
+    assert ann.patch(f"{users}/{user_id}", json=limits).status_code == 200
+    return next(dict(each) for each in ann.get(users).json()["users"] if each["name"] == name)
+
+
+def test_a_user_has_his_tokens_a_day_on_the_page_and_with_all_keys(sign_in: Open) -> None:
+    ann, bob, script = sign_in("ann"), sign_in("bob"), sign_in(None)
+    script.headers["x-api-key"] = new_key(bob)[1]
+    chat = bob.post("/api/chats", json={}).json()["id"]
+    on_page = f"/api/chats/{chat}/messages"
+    before = limited(ann, "bob", tokens_a_day=10**9, parallel=100)["used_today"]
+    spent = before + script.post(CHAT, json=hi(max_tokens=2)).json()["usage"]["total_tokens"]
+    until(lambda: limited(ann, "bob")["used_today"] == spent)
+    row = limited(ann, "bob", tokens_a_day=spent)
+    assert (row["tokens_a_day"], row["parallel"]) == (spent, 100), "what is not given stays"
+    script.headers["x-api-key"] = new_key(bob)[1]  # another key is no way out
+    refused = [script.post(path, json=body) for path, body in (
+        (CHAT, hi()), ("/v1/messages", hi()), ("/v1/responses", {"input": "hi"}),
+        ("/v1/completions", {"prompt": "hi"}), ("/v1/embeddings", {"input": "hi"}))]  # fmt: skip
+    refused.append(bob.post(on_page, json={"content": "hi"}))
+    for answer in refused:
+        assert answer.status_code == 429 and f"this user has used {spent} of {spent} tokens" in answer.text
+        assert 0 < int(answer.headers["retry-after"]) <= 86_400
+    assert refused[-1].json()["error"]["code"] == "tokens_a_day_limit"
+    mine = bob.get("/api/account/usage").json()["limits"]
+    assert mine == {"tokens_a_day": spent, "parallel": 100, "used_today": spent}
+    anns = sign_in(None, **{"x-api-key": new_key(ann)[1]})
+    assert anns.post(CHAT, json=hi(max_tokens=2)).status_code == 200, "hers are her own"
+    assert limited(ann, "bob", tokens_a_day=None, parallel=None)["tokens_a_day"] is None
+    assert script.post(CHAT, json=hi(max_tokens=2)).status_code == 200
+    until(lambda: "user_limited" in ann.get("/api/admin/audit").text)
+    for wrong in ({"parallel": 0}, {"tokens_a_day": "many"}):
+        assert ann.patch(f"/api/admin/users/{row['id']}", json=wrong).status_code == 400
+
+
+def test_a_user_has_his_answers_at_once_on_the_page_and_with_all_keys(sign_in: Open) -> None:
+    ann, bob = sign_in("ann"), sign_in("bob")
+    first, second = (sign_in(None, **{"x-api-key": new_key(bob)[1]}) for _ in range(2))
+    chat = bob.post("/api/chats", json={}).json()["id"]
+    on_page, question = f"/api/chats/{chat}/messages", {"content": "hi", "params": {"max_tokens": 2}}
+    limited(ann, "bob", parallel=1)
+    long = hi(max_tokens=500, stream=True, ignore_eos=True)
+    with held(1), first.stream("POST", CHAT, json=long):
+        refused = [refusal(second), bob.post(on_page, json=question)]
+        anns = sign_in(None, **{"x-api-key": new_key(ann)[1]})
+        with anns.stream("POST", CHAT, json=long) as hers:
+            assert hers.status_code == 200
+    for answer in refused:
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "2"
+        assert answer.json()["error"]["code"] == "parallel_limit" and "this user may have 1" in answer.text
+    until(lambda: second.post(CHAT, json=hi(max_tokens=1)).status_code == 200)
+
+    def answers() -> list[dict[str, Any]]:
+        return list(bob.get(f"/api/chats/{chat}").json()["messages"][1:])
+
+    with held(1):  # two answers of one question: the first has the place
+        beside = question | {"beside": "tiny"}
+        until(lambda: bob.post(on_page, json=beside).status_code == 201)
+        until(lambda: [each["status"] for each in answers()][1:] == ["error"])
+    assert "this user may have 1" in answers()[1]["error"]
+    until(lambda: answers()[0]["status"] in ("done", "length"))
+    limited(ann, "bob", parallel=None)
+
+
 def test_a_key_has_its_answers_at_once(sign_in: Open) -> None:
     key = new_key(sign_in("bob"), parallel=1)[1]
     script = sign_in(None, **{"x-api-key": key})
     long = hi(max_tokens=500, stream=True, ignore_eos=True)
     with held(1), script.stream("POST", CHAT, json=long):
-        refused = script.post(CHAT, json=hi())
+        refused = refusal(script)
         chat = script.post("/api/chats", json={}).json()["id"]
         asked = script.post(f"/api/chats/{chat}/messages", json={"content": "hi"})
     assert refused.status_code == asked.status_code == 429

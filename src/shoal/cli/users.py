@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -101,7 +102,7 @@ def list_(as_json: bool = _JSON) -> None:
         users = accounts.users()
         used = {row["name"]: row for row in accounts.usage(by="user")}
     rows = [
-        {**{key: user[key] for key in ("name", "admin", "keys", "created_at", "seen_at")},
+        {**{key: value for key, value in user.items() if key != "id"},
          "usage": {key: value for key, value in used[user["name"]].items() if key != "name"}
          if user["name"] in used else None}
         for user in users
@@ -186,6 +187,38 @@ def admin(
         accounts.set_admin(user.id, not off)
         noted(accounts, "user_made_member" if off else "user_made_admin", user.name)
     _show({"name": user.name, "admin": not off}, as_json, f"{user.name} is {'a user' if off else 'an admin'}")
+
+
+@app.command()
+def limit(
+    name: str = _NAME,
+    tokens_a_day: int = typer.Option(
+        None, min=0, help="Tokens of prompts and answers until 00:00 UTC; 0: no limit."
+    ),
+    parallel: int = typer.Option(None, min=0, help="Answers in work at once; 0: no limit."),
+    as_json: bool = _JSON,
+) -> None:
+    """Limit all that a user does, on the page and with every key, or show his limits. What is not given stays.
+
+    Examples:
+
+      shoal users limit bob --tokens-a-day 200000 --parallel 2
+
+      shoal users limit bob --parallel 0
+    """
+    given = {"tokens_a_day": tokens_a_day, "parallel": parallel}
+    with open_accounts() as accounts:
+        user = accounts.find(name)
+        if limits := {each: value or None for each, value in given.items() if value is not None}:
+            accounts.set_limits(user.id, limits)
+            noted(accounts, "user_limited", user.name)
+        found = accounts.user_limits(user.id)
+    assert found is not None
+    a_day, at_once = (
+        f"{value:,}" if value else "any number" for value in (found.tokens_a_day, found.parallel)
+    )
+    line = f"{user.name}: {a_day} of tokens a day ({found.used_today:,} used today), {at_once} of answers at once"
+    _show({"name": user.name, **asdict(found)}, as_json, line)
 
 
 @app.command()

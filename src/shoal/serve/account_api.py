@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field
@@ -52,10 +53,13 @@ class ChangePassword(PageBody):
     new: Password
 
 
-class NewKey(PageBody):
-    name: Annotated[Text, Field(min_length=1, max_length=100)]
+class LimitsBody(PageBody):
     tokens_a_day: Whole | None = Field(None, ge=1, le=10**12)
     parallel: Whole | None = Field(None, ge=1, le=1000)
+
+
+class NewKey(LimitsBody):
+    name: Annotated[Text, Field(min_length=1, max_length=100)]
 
 
 class NewUser(PageBody):
@@ -63,7 +67,9 @@ class NewUser(PageBody):
     admin: bool = False
 
 
-class ChangeUser(PageBody):
+class ChangeUser(LimitsBody):
+    """A limit that is given as null is taken off; one that is not given stays."""
+
     admin: bool | None = None
     new_password: Literal[True] | None = None
 
@@ -245,12 +251,13 @@ class AccountApi:
         return Response(status_code=204)
 
     async def usage(self, request: Request) -> Response:
-        """What the one who asks has used, by day and by model."""
+        """What the one who asks has used, by day and by model, and his limits (null where nobody signs in)."""
         caller, days = caller_of(request), _days(request)
         usage = self.accounts.usage
+        limits = await _off_loop(lambda: self.accounts.user_limits(caller.owner))
         by_day = await _off_loop(lambda: usage(owner=caller.owner, days=days, by="day"))
         by_model = await _off_loop(lambda: usage(owner=caller.owner, days=days, by="model"))
-        return _json({"days": by_day, "models": by_model})
+        return _json({"days": by_day, "models": by_model, "limits": limits and asdict(limits)})
 
     async def exported(self, request: Request) -> Response:
         """The page says that it has written chats to a file."""
@@ -285,6 +292,9 @@ class AccountApi:
             admin = body.admin
             await self._slowly(lambda: self.accounts.set_admin(user.id, admin))
             audit(request, "user_made_admin" if body.admin else "user_made_member", user.name)
+        if limits := body.model_dump(include={"tokens_a_day", "parallel"}, exclude_unset=True):
+            await _off_loop(lambda: self.accounts.set_limits(user.id, limits))
+            audit(request, "user_limited", user.name)
         if body.new_password:
             answer["password"] = password = made_password()
             keep = caller.session if user.id == caller.owner else None

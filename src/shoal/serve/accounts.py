@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -50,7 +51,7 @@ class User:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a key; None: no limit. `used_today`: tokens of prompts and answers since 00:00 UTC."""
+    """Of a user or a key; None: no limit. `used_today`: tokens of prompts and answers since 00:00 UTC."""
 
     tokens_a_day: int | None
     parallel: int | None
@@ -137,8 +138,12 @@ class Accounts(Database):
 
     def users(self) -> list[dict[str, Any]]:
         rows = self._rows(
-            "SELECT u.id, u.name, u.admin, u.created_at, (SELECT count(*) FROM keys k WHERE k.owner = u.id) AS keys,"
-            " (SELECT max(used_at) FROM sessions s WHERE s.owner = u.id) AS seen_at FROM users u ORDER BY u.name"
+            "SELECT u.id, u.name, u.admin, u.created_at, u.tokens_a_day, u.parallel,"
+            " (SELECT count(*) FROM keys k WHERE k.owner = u.id) AS keys,"
+            " (SELECT max(used_at) FROM sessions s WHERE s.owner = u.id) AS seen_at,"
+            " coalesce((SELECT sum(prompt_tokens + completion_tokens) FROM usage WHERE day = ? AND owner = u.id), 0)"
+            " AS used_today FROM users u ORDER BY u.name",
+            (today(),),
         )
         return [dict(row) | {"admin": bool(row["admin"])} for row in rows]
 
@@ -192,6 +197,12 @@ class Accounts(Database):
             if not admin:
                 _keep_an_admin(db, user_id)
             return db.execute("UPDATE users SET admin = ? WHERE id = ?", (admin, user_id)).rowcount > 0
+
+    def set_limits(self, user_id: str, limits: Mapping[str, int | None]) -> None:
+        """Any of `tokens_a_day` and `parallel`, for all that the user does together; None: no limit."""
+        with self._transaction() as db:
+            for name in limits.keys() & {"tokens_a_day", "parallel"}:
+                db.execute(f"UPDATE users SET {name} = ? WHERE id = ?", (limits[name], user_id))
 
     def set_password(self, user_id: str, password: str, *, keep: bytes | None = None) -> bool:
         """All sessions of the user end, but for the one whose digest is `keep`."""
@@ -298,12 +309,19 @@ class Accounts(Database):
             return None
         return rows[0]["key_id"], _user(rows[0])
 
-    def limits(self, key_id: str) -> Limits | None:
+    def key_limits(self, key_id: str) -> Limits | None:
         """None when the key is gone."""
+        return self._limits("keys", "key_id", key_id)
+
+    def user_limits(self, user_id: str) -> Limits | None:
+        """None when there is no such user."""
+        return self._limits("users", "owner", user_id)
+
+    def _limits(self, table: str, column: str, row_id: str) -> Limits | None:
         rows = self._rows(
             "SELECT tokens_a_day, parallel, coalesce((SELECT sum(prompt_tokens + completion_tokens) FROM usage"
-            " WHERE key_id = ? AND day = ?), 0) AS used_today FROM keys WHERE id = ?",
-            (key_id, today(), key_id),
+            f" WHERE {column} = ? AND day = ?), 0) AS used_today FROM {table} WHERE id = ?",
+            (row_id, today(), row_id),
         )
         return Limits(**dict(rows[0])) if rows else None
 

@@ -61,7 +61,7 @@ def audit(request: Request, action: str, target: str = "") -> None:
 
 
 def check_limits() -> None:
-    """Raises ApiError 429 when the key of whoever asks now has used up its day, or has enough answers in work."""
+    """Raises ApiError 429 when whoever asks now, or his key, has used up the day or has enough answers in work."""
     caller = CALLER.get()
     if caller.ledger is not None:
         caller.ledger.check(caller)

@@ -110,6 +110,11 @@ MIGRATIONS = (
     -- JSON: [{id, name, arguments, result}], what an answer calls; `result` once a person has given it
     ALTER TABLE messages ADD COLUMN tool_calls TEXT;
     """,
+    """
+    -- Limits of all that a user does; NULL: none
+    ALTER TABLE users ADD COLUMN tokens_a_day INTEGER;
+    ALTER TABLE users ADD COLUMN parallel INTEGER;
+    """,
 )
 
 

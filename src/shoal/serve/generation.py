@@ -134,7 +134,7 @@ class Generations:
         return self._channels.get((owner, chat_id))
 
     def check_place(self, owner: str) -> None:
-        """Raises ApiError 429 when this owner has too many answers in work, or his key has come to its limit."""
+        """Raises ApiError 429 when this owner has too many answers in work, or he or his key has come to a limit."""
         check_limits()
         running = sum(len(channel.jobs) for (who, _), channel in self._channels.items() if who == owner)
         if running >= MAX_RUNNING:
@@ -236,6 +236,7 @@ class Generations:
         flusher = asyncio.ensure_future(self._flush_every_second(job))
         try:
             opened = await self._loaded(channel, job, slot)
+            check_limits()  # again: of several questions at once each was let in before any was counted
             with counted():
                 final = await self._answer(channel, job, opened, history, thinking, params)
         except asyncio.CancelledError:

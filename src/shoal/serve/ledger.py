@@ -1,9 +1,10 @@
-"""What each user and key has used, the limits of keys, and the audit log. Written by one thread, in order."""
+"""What each user and key has used, the limits of both, and the audit log. Written by one thread, in order."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from shoal.serve.errors import ApiError
 if TYPE_CHECKING:
     from shoal.engine.open import OpenedModel as Opened
     from shoal.engine.types import Finished
-    from shoal.serve.accounts import Accounts
+    from shoal.serve.accounts import Accounts, Limits
 
 log = logging.getLogger("shoal.serve")
 
@@ -26,8 +27,9 @@ class Ledger:
 
     def __init__(self, accounts: Accounts):
         self.accounts = accounts
-        self._running: Counter[str] = Counter()  # answers in work, by key
-        self._unwritten: Counter[str] = Counter()  # tokens that are not in the file yet, by key
+        self._running: Counter[str] = Counter()  # answers in work, by the id of a user or a key
+        self._unwritten: Counter[str] = Counter()  # tokens that are not in the file yet, likewise
+        self._lock = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="shoal-ledger")
 
     def spend(
@@ -57,13 +59,16 @@ class Ledger:
     ) -> None:
         if not prompt and not completion:  # it was cut before its turn came
             return
-        self._unwritten[caller.key_id] += prompt + completion
+        tokens = dict.fromkeys((caller.owner, caller.key_id), prompt + completion)
+        with self._lock:  # engines' threads count up, the writer's down
+            self._unwritten.update(tokens)
 
         def write() -> None:
             try:
                 self.accounts.add_usage(caller.owner, caller.key_id, model, prompt, completion, bill())
             finally:
-                self._unwritten[caller.key_id] -= prompt + completion
+                with self._lock:
+                    self._unwritten.subtract(tokens)
 
         self.soon(write)
 
@@ -74,7 +79,7 @@ class Ledger:
             )
         )
 
-    def soon(self, write: Callable[[], None]) -> None:
+    def soon(self, write: Callable[[], object]) -> None:
         """Have `write` done by the one thread that writes here; a failure is logged and stops nothing."""
 
         def guarded() -> None:
@@ -94,44 +99,46 @@ class Ledger:
         """Write what is left."""
         self._writer.shutdown(wait=True)
 
-    # ---- limits of keys
+    # ---- limits
 
     def check(self, caller: Caller) -> None:
-        """Raises ApiError 429 when the caller's key has used up its day, or has as many answers in work as it may."""
-        if not caller.key_id:
-            return
-        limits = self.accounts.limits(caller.key_id)
-        if limits is None:
-            raise ApiError(401, "this key was revoked", code="invalid_api_key")
-        used = limits.used_today + self._unwritten[caller.key_id]
-        if limits.parallel is not None and self._running[caller.key_id] >= limits.parallel:
+        """Raises ApiError 429 when the caller's key, or he with all he does, has used up the day or has as many answers
+        in work as it may."""
+        if caller.key_id:
+            limits = self.accounts.key_limits(caller.key_id)
+            if limits is None:
+                raise ApiError(401, "this key was revoked", code="invalid_api_key")
+            self._check("key", caller.key_id, limits)
+        if limits := self.accounts.user_limits(caller.owner):
+            self._check("user", caller.owner, limits)
+
+    def _check(self, what: str, row_id: str, limits: Limits) -> None:
+        if limits.parallel is not None and self._running[row_id] >= limits.parallel:
             raise ApiError(
                 429,
-                f"this key may have {limits.parallel} answers in work at once, and has them; wait for one",
+                f"this {what} may have {limits.parallel} answers in work at once, and has them; wait for one",
                 code="parallel_limit",
                 headers={"retry-after": "2"},
             )
+        used = limits.used_today + self._unwritten[row_id]
         if limits.tokens_a_day is not None and used >= limits.tokens_a_day:
-            wait = seconds_to_midnight()
             raise ApiError(
                 429,
-                f"this key has used {used} of its {limits.tokens_a_day} tokens of today;"
+                f"this {what} has used {used} of {limits.tokens_a_day} tokens a day;"
                 " the next day begins at 00:00 UTC",
                 code="tokens_a_day_limit",
-                headers={"retry-after": str(wait), "x-should-retry": "false"},
+                headers={"retry-after": str(seconds_to_midnight()), "x-should-retry": "false"},
             )
 
     @contextlib.contextmanager
     def counted(self, caller: Caller) -> Iterator[None]:
         """An answer of this caller is in work while the block runs."""
-        if not caller.key_id:
-            yield
-            return
-        self._running[caller.key_id] += 1
+        whose = {caller.owner, caller.key_id}
+        self._running.update(whose)
         try:
             yield
         finally:
-            self._running[caller.key_id] -= 1
+            self._running.subtract(whose)
 
 
 def seconds_to_midnight() -> int:
