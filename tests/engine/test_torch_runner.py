@@ -76,11 +76,11 @@ def test_a_mixed_batch_in_any_order(network: CausalLM) -> None:
         np.testing.assert_allclose(logits[0], plain_logits(network, prompts[i])[-1], atol=2e-4)
 
 
-@pytest.mark.parametrize("copy_below", [0, 10**9])
+@pytest.mark.parametrize("copied_rows", [0, 10**9])
 def test_many_decodes_padded_or_where_they_lie(
-    network: CausalLM, copy_below: int, monkeypatch: pytest.MonkeyPatch
+    network: CausalLM, copied_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.engine.torch_runner._COPY_BELOW", copy_below)
+    monkeypatch.setattr("shoal.engine.torch_runner._COPIED_ROWS", copied_rows)
     runner = make_runner(network)
     prompts, tables = [random_ids(n, n) for n in (3, 20, 11)], np.array_split(np.arange(30), 3)
     for prompt, table in zip(prompts, tables, strict=True):

@@ -34,9 +34,11 @@ from shoal.model.transformer import CausalLM
 from shoal.ops.attention import attention, mla_absorbed_cached, mla_expanded
 from shoal.ops.probe import probe
 
-_COPY_BELOW = (
-    2048  # cache rows of one padded call for all decoding sequences; above, each attends where its rows lie
-)
+_COPIED_ROWS = 160
+"""Cache rows of the longest decoding sequence up to which a CPU copies those of all into one padded call. Longer ones
+attend each where its rows lie: reading twice costs more than calls do."""
+_COPIED_ROWS_GPU = 2**18
+"""An accelerator waits for calls, not for rows: up to this many in all are copied."""
 
 
 class Cache:
@@ -142,7 +144,9 @@ class PagedContext(TokenContext):
     def _decode_groups(self, slots: list[NDArray[np.int64]]) -> list[_Group]:
         """One padded group when that copies little; else a group for each sequence, on the spot."""
         longest = max((len(places) for places in slots), default=0)
-        if len(slots) == 1 or longest * len(slots) > _COPY_BELOW:
+        on_cpu = torch.device(self._device).type == "cpu"
+        rows, most = (longest, _COPIED_ROWS) if on_cpu else (longest * len(slots), _COPIED_ROWS_GPU)
+        if len(slots) == 1 or rows > most:
             return [
                 _Group(i, 1, 1, self._rows(places), len(places), None, False)
                 for i, places in enumerate(slots)
