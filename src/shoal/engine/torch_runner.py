@@ -145,8 +145,8 @@ class PagedContext(TokenContext):
         """One padded group when that copies little; else a group for each sequence, on the spot."""
         longest = max((len(places) for places in slots), default=0)
         on_cpu = torch.device(self._device).type == "cpu"
-        rows, most = (longest, _COPIED_ROWS) if on_cpu else (longest * len(slots), _COPIED_ROWS_GPU)
-        if len(slots) == 1 or rows > most:
+        copied, most = (longest, _COPIED_ROWS) if on_cpu else (longest * len(slots), _COPIED_ROWS_GPU)
+        if len(slots) == 1 or copied > most:
             return [
                 _Group(i, 1, 1, self._rows(places), len(places), None, False)
                 for i, places in enumerate(slots)
