@@ -34,6 +34,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ann = accounts.add_user("ann", PASSWORD, admin=True)
     bill = {"seconds": 12.5, "joules": 100.0, "usd": 0.0002}
     accounts.add_usage(ann.id, "", "nano", 1200, 300, bill)
+    accounts.set_limits(ann.id, {"tokens_a_day": 10_000})
     accounts.close()
     store = Store(tmp_path / "chats.sqlite")
     store.create_chat(ann.id, title="Boats of the bay")
@@ -67,6 +68,7 @@ def test_from_the_sign_in_to_the_way_out(server: str, browser: Any, axe: str) ->
 
     page.click(".foot [aria-label=ann]")
     page.wait_for_selector("dialog >> text=nano")
+    page.wait_for_selector("dialog >> text=of 10,000 tokens today")
     assert "1.2K" in page.inner_text("dialog .figures") and "$0.0002" in page.inner_text("dialog .figures")
     page.fill("dialog [name=name]", "a script")
     page.fill("dialog [name=tokens]", "1000")
@@ -88,6 +90,19 @@ def test_from_the_sign_in_to_the_way_out(server: str, browser: Any, axe: str) ->
     page.click("dialog button >> text=Add")
     page.wait_for_selector("dialog .people >> text=田中")
     secret = page.inner_text("dialog .secret code")
+    assert barriers(page, axe) == []
+    page.click("dialog [aria-label='Limits: 田中']")
+    page.fill("dialog .people [name=tokens]", "200000")
+    page.fill("dialog .people [name=parallel]", "2")
+    page.press("dialog .people [name=parallel]", "Enter")
+    page.wait_for_selector("dialog .people >> text=never signed in · 0 of 200,000 tokens today · 2 at once")
+    page.wait_for_selector("dialog .people form", state="detached")
+    page.click("dialog [aria-label='Limits: 田中']")
+    assert page.input_value("dialog .people [name=tokens]") == "200000"
+    page.fill("dialog .people [name=tokens]", "")
+    page.click("dialog .people button >> text=Save")
+    page.wait_for_selector("dialog .people >> text=never signed in · 2 at once")
+    page.click("dialog [aria-label='Limits: 田中']")
     assert barriers(page, axe) == []
     page.set_viewport_size({"width": 360, "height": 740})
     assert barriers(page, axe) == []

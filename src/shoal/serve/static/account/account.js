@@ -16,6 +16,10 @@ export function Secret({ words, text }) {
     <div class="secret"><code>${text}</code><${CopyButton} text=${() => text} name=${t("action.copy")} /></div></div>`;
 }
 
+/** @param {{used_today: number, tokens_a_day: number}} limits */
+export const usedOf = ({ used_today, tokens_a_day }) =>
+  t("account.usedOf", { used: number(used_today), limit: number(tokens_a_day) });
+
 /** @typedef {{id: string, name: string, created_at: number, used_at: number | null, tokens_a_day: number | null,
  *   parallel: number | null, used_today: number}} Key */
 
@@ -49,7 +53,7 @@ function Keys() {
   const about = (/** @type {Key} */ { tokens_a_day, parallel, used_today, used_at }) =>
     [
       tokens_a_day
-        ? t("account.usedOf", { used: number(used_today), limit: number(tokens_a_day) })
+        ? usedOf({ used_today, tokens_a_day })
         : t("account.usedToday", { used: number(used_today) }),
       parallel && t("account.atOnce", { n: number(parallel) }),
       used_at ? t("account.lastUsed", { when: dateTime(used_at) }) : t("account.neverUsed"),
@@ -117,6 +121,7 @@ export function Account() {
     </div>
     <h3>${t("account.usage")}</h3>
     ${usage && html`<${Figures} rows=${usage.models} first=${t("account.model")} />`}
+    ${usage?.limits?.tokens_a_day && html`<p>${usedOf(usage.limits)}</p>`}
     <${Keys} /><${Password} />
   <//>`;
 }

@@ -3,35 +3,58 @@
 import { html, useEffect, useRef, useState } from "../lib.js";
 import { call } from "../api.js";
 import { Frame } from "../dialogs.js";
-import { dateTime, t } from "../i18n.js";
+import { dateTime, number, t } from "../i18n.js";
 import { Notice, said } from "../parts.js";
 import { state } from "../store.js";
-import { Secret } from "./account.js";
+import { Secret, usedOf } from "./account.js";
 import { Figures } from "./figures.js";
 
-/** @typedef {{id: string, name: string, admin: boolean, keys: number, created_at: number, seen_at: number | null}} User */
+/** @typedef {{id: string, name: string, admin: boolean, keys: number, created_at: number, seen_at: number | null,
+ *   tokens_a_day: number | null, parallel: number | null, used_today: number}} User */
 /** @typedef {{seq: number, at: number, name: string, action: string, target: string, address: string}} Entry */
 
 /** @param {{user: User, act: (work: () => Promise<any>) => void}} props */
 function Person({ user, act }) {
   const [sure, setSure] = useState(false);
+  const [limiting, setLimiting] = useState(false);
   const path = `api/admin/users/${user.id}`;
   const change = (/** @type {object} */ body) => act(() => call("PATCH", path, body));
-  const seen = user.seen_at ? t("team.seen", { when: dateTime(user.seen_at) }) : t("team.neverSeen");
+  const { tokens_a_day, parallel, used_today } = user;
+  const about = [
+    user.seen_at ? t("team.seen", { when: dateTime(user.seen_at) }) : t("team.neverSeen"),
+    tokens_a_day && usedOf({ used_today, tokens_a_day }),
+    parallel && t("account.atOnce", { n: number(parallel) }),
+  ].filter(Boolean).join(" · ");
+  const limit = (/** @type {SubmitEvent} */ event) => {
+    event.preventDefault();
+    const given = new FormData(/** @type {HTMLFormElement} */ (event.currentTarget));
+    const value = (/** @type {string} */ name) => Number(given.get(name)) || null;
+    act(async () => {
+      await call("PATCH", path, { tokens_a_day: value("tokens"), parallel: value("parallel") });
+      setLimiting(false);
+    });
+  };
+  const field = (/** @type {string} */ words, /** @type {string} */ name, /** @type {number} */ max, /** @type {number | null} */ value) =>
+    html`<label>${words}<input class="field" name=${name} type="number" min="1" max=${max} value=${value} placeholder=${t("account.noLimit")} /></label>`;
   const own = user.name === state.user?.name;
   const button = (/** @type {string} */ words, /** @type {() => void} */ run) =>
     html`<button type="button" class="button" aria-label=${`${words}: ${user.name}`} onClick=${run}>${words}</button>`;
   return html`<li>
-    <div><b>${user.name}</b>${user.admin && html`<span class="badge">${t("team.admin")}</span>`}<p>${seen}</p></div>
+    <div><b>${user.name}</b>${user.admin && html`<span class="badge">${t("team.admin")}</span>`}<p>${about}</p></div>
     <div class="buttons">
       ${sure
         ? [button(t("action.cancel"), () => setSure(false)), button(t("team.reallyRemove"), () => act(() => call("DELETE", path)))]
         : [
             button(t("team.newPassword"), () => change({ new_password: true })),
+            button(t("team.limits"), () => setLimiting(!limiting)),
             !own && button(t(user.admin ? "team.makeMember" : "team.makeAdmin"), () => change({ admin: !user.admin })),
             !own && button(t("team.remove"), () => setSure(true)),
           ]}
     </div>
+    ${limiting && html`<form class="inline" onSubmit=${limit}>
+      ${field(t("account.tokensADay"), "tokens", 1e12, tokens_a_day)}${field(t("account.parallel"), "parallel", 1000, parallel)}
+      <button class="button">${t("action.save")}</button>
+    </form>`}
   </li>`;
 }
 
