@@ -339,6 +339,13 @@ def test_completions_take_texts_and_token_ids(client: httpx.Client) -> None:
         assert client.post(TEXT, json={"model": "tiny", "prompt": bad}).status_code == 400
 
 
+def test_no_client_takes_a_character_for_the_end_of_a_line(client: httpx.Client) -> None:
+    """httpx splits lines at these too; a model may write any character."""
+    prompt = "one\u2028two\u2029three\x85four"
+    told = events(client, "/v1/completions", prompt=prompt, echo=True, max_tokens=1, messages=None)
+    assert "".join(chunk["choices"][0]["text"] for chunk in told if chunk["choices"]).startswith(prompt)
+
+
 def test_echo_scores_the_prompt(client: httpx.Client) -> None:
     """What lm-eval's loglikelihood asks; the streamed pieces are the whole answer's."""
     fields = {"prompt": "The quick brown fox", "echo": True, "logprobs": 2, "ignore_eos": True}

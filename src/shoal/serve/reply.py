@@ -18,6 +18,9 @@ from shoal.serve.errors import ApiError, ClientGone, from_shoal
 log = logging.getLogger("shoal.serve")
 Result = TypeVar("Result")
 
+# Some clients (httpx's iter_lines, Python's splitlines) end a line of a stream here too; in JSON they can be escaped.
+_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
 SSE_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
@@ -66,7 +69,7 @@ class Reply:
         text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
         head = f"id: {event_id}\n" if event_id is not None else ""
         head += f"event: {name}\n" if name is not None else ""
-        await self._write(f"{head}data: {text}\n\n".encode("utf-8", "replace"))
+        await self._write(f"{head}data: {text.translate(_SEPARATORS)}\n\n".encode("utf-8", "replace"))
 
     async def end(self) -> None:
         """The end of a stream."""
