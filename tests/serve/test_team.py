@@ -515,7 +515,8 @@ def test_usage_is_booked_on_whoever_asked_also_when_he_left(sign_in: Open) -> No
 
 def test_the_audit_log_tells_who_and_when_but_not_what(sign_in: Open) -> None:
     ann, bob = sign_in("ann"), sign_in("bob")
-    bob.post("/api/session", json={"name": "bob", "password": "wrong-secret-word"})
+    for name in ("BOB", "secret-password-in-the-wrong-field"):
+        bob.post("/api/session", json={"name": name, "password": "wrong-secret-word"})
     chat = bob.post("/api/chats", json={"title": "secret-title"}).json()["id"]
     bob.post(f"/api/chats/{chat}/messages", json={"content": "secret-question", "params": {"max_tokens": 2}})
     key_id, key = new_key(bob)
@@ -532,6 +533,8 @@ def test_the_audit_log_tells_who_and_when_but_not_what(sign_in: Open) -> None:
     out = next(each for each in log if each["action"] == "sign_out")
     assert out["name"] == "bob" and out["address"] == "127.0.0.1" and abs(out["at"] - time.time()) < 60
     assert set(out) == {"seq", "at", "name", "action", "target", "address"}
+    failed = {each["target"] for each in log if each["action"] == "sign_in_failed"}
+    assert {"bob", "(no such user)"} <= failed
     text = str(log)
     assert "secret" not in text.replace("secret_", "") and key not in text
     older = ann.get(f"/api/admin/audit?limit=1&before={out['seq']}").json()["entries"]
