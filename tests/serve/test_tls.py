@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import ssl
 import subprocess
@@ -115,6 +117,53 @@ def test_files_that_cannot_be_used_are_named(files: tuple[Path, Path], tmp_path:
     ):
         with pytest.raises(ShoalError, match=words):
             tls_context(*pair)
+
+
+def test_a_new_certificate_needs_no_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = make(tmp_path, "first"), make(tmp_path, "second")
+    used = tmp_path / "used.pem", tmp_path / "used-key.pem"
+
+    def put(source: Path, target: Path) -> None:
+        shutil.copyfile(source, tmp_path / "coming")
+        os.replace(tmp_path / "coming", target)
+
+    def fingerprint() -> str:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(address))).hexdigest()
+
+    def wanted(pair: tuple[Path, Path]) -> str:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pair[0].read_text())).hexdigest()
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+    for source, target in zip(first, used, strict=True):
+        put(source, target)
+    app = create_app(ServerSettings(), no_models(), Store(tmp_path / "chats.sqlite"))
+    trusting = ssl.create_default_context(cafile=str(first[0]))
+    with (
+        running(app, tls=tls_context(*used)) as url,
+        httpx.Client(base_url=url, verify=trusting, trust_env=False, timeout=30) as kept,
+    ):
+        address = "127.0.0.1", httpx.URL(url).port or 0
+        assert fingerprint() == wanted(first) and kept.get("/").status_code == 200
+        caplog.clear()
+        put(second[0], used[0])  # its key is not there yet
+        assert [fingerprint() for _ in range(3)] == [wanted(first)] * 3
+        assert (
+            len(told()) == 1
+            and "old certificate stays in use" in told()[0]
+            and "is not the key of" in told()[0]
+        )
+        used[0].unlink()
+        assert fingerprint() == wanted(first) and "cannot read the certificate" in told()[-1]
+        put(second[0], used[0])
+        put(second[1], used[1])
+        assert fingerprint() == wanted(second) and len(told()) == 2
+        assert kept.get("/").status_code == 200, "a connection that is open stays as it is"
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(url, verify=trusting, trust_env=False)
+        new = ssl.create_default_context(cafile=str(second[0]))
+        assert httpx.get(url, verify=new, trust_env=False).status_code == 200
 
 
 def test_serve_refuses_half_a_pair(files: tuple[Path, Path]) -> None:

@@ -29,6 +29,8 @@ from shoal.errors import ShoalError
 from shoal.serve import settings
 from shoal.serve.errors import ApiError
 
+log = logging.getLogger("shoal.serve")
+
 DEFAULT_PORT = 8000
 _TRIES = 20
 _SEND_BYTES = 128 << 10
@@ -73,7 +75,42 @@ def url_of(sock: socket.socket, *, tls: bool = False) -> str:
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 and 1.3 with a certificate (its chain behind it in the same file) and its key, both PEM; ShoalError."""
+    """TLS 1.2 and 1.3 with a certificate (its chain behind it in the same file) and its key, both PEM; ShoalError.
+
+    Files that change are read again for the next connection. Those that cannot be used then are logged once, and what
+    was read before stays in use.
+    """
+    seen = _stamps(certificate, key)
+    context = current = _read_pair(certificate, key)
+
+    def choose(connection: ssl.SSLObject, name: str | None, asked: ssl.SSLContext) -> None:
+        nonlocal seen, current
+        if (now := _stamps(certificate, key)) != seen:
+            seen = now
+            try:
+                current = _read_pair(certificate, key)
+                log.info("new connections get the new certificate in %s", certificate)
+            except ShoalError as error:
+                log.error("the old certificate stays in use: %s", str(error).replace("\n", ". "))
+        connection.context = current
+
+    context.sni_callback = choose  # called for every handshake, also without a name
+    return context
+
+
+def _stamps(*files: Path) -> list[tuple[int, ...]]:
+    """What changes with the contents of files; () for one that cannot be seen."""
+    stamps: list[tuple[int, ...]] = []
+    for file in files:
+        try:
+            facts = file.stat()
+            stamps.append((facts.st_mtime_ns, facts.st_size, facts.st_ino))
+        except OSError:
+            stamps.append(())
+    return stamps
+
+
+def _read_pair(certificate: Path, key: Path) -> ssl.SSLContext:
     for path, mark, what in (
         (certificate, b"-----BEGIN CERTIFICATE-----", "certificate"),
         (key, b"PRIVATE KEY-----", "private key"),
