@@ -209,6 +209,38 @@ def test_no_view_needs_sideways_scroll(open_page: Open, tour: str, size: tuple[i
         page.wait_for_selector("dialog", state="detached")
 
 
+def test_everything_is_wide_enough_for_a_finger(open_page: Open, tour: str, page_server: str) -> None:
+    """44 px on a phone, links within a text and the single tokens of the token view excepted."""
+    small = """() => [...(document.querySelector("dialog[open]") ?? document)
+        .querySelectorAll("button, a, input, select, summary")]
+        .filter((node) => node.checkVisibility() && !node.matches(".markdown :is(a, input), .token, .veil, [inert] *"))
+        .map((node) => [node, (node.matches("[type=checkbox], [type=search]") ? node.closest("label") : node)
+            .getBoundingClientRect()])
+        .filter(([, { width, height }]) => Math.min(width, height) < 43.5)
+        .map(([node, { width, height }]) => `${node.outerHTML.slice(0, 120)}: ${width} x ${height}`)"""
+    page = open_page(tour, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    finished(page)
+    page.click(".thoughts > button")
+    assert page.evaluate(small) == []
+    for menu in MENUS:
+        page.click(f"[aria-haspopup=menu][aria-label^='{menu}']")
+        page.wait_for_selector("[role=menu]")
+        assert page.evaluate(small) == [], menu
+        page.keyboard.press("Escape")
+    for kind in DIALOGS[:-1]:
+        page.evaluate(OPEN_DIALOG, kind)
+        page.wait_for_selector("dialog[open]")
+        assert page.evaluate(small) == [], kind
+        page.keyboard.press("Escape")
+        page.wait_for_selector("dialog", state="detached")
+    page.click("[aria-label='Show the chats']")
+    page.wait_for_selector(".sidebar .open")
+    assert page.evaluate(small) == []
+    page.goto(f"{page_server}/cost#model=nano")
+    page.wait_for_selector("table tbody tr")
+    assert page.evaluate(small) == []
+
+
 def test_everything_can_be_done_by_keyboard(open_page: Open) -> None:
     page = open_page()
     page.wait_for_selector("#question:focus")

@@ -19,7 +19,7 @@ export function grow(node, lines) {
   if (!node) return;
   node.style.height = "auto";
   const line = parseFloat(getComputedStyle(node).lineHeight);
-  node.style.height = `${Math.min(node.scrollHeight, Math.ceil(line * lines) + 4)}px`;
+  node.style.height = `${Math.min(node.scrollHeight, Math.ceil(line * lines) + 24)}px`;
 }
 
 export function Composer() {

@@ -1,6 +1,6 @@
 // @ts-check
 // Two plots by uPlot, which this page alone loads. A table or a text beside each says the same.
-import { compact, language, t } from "../i18n.js";
+import { compact, language, number, t } from "../i18n.js";
 import { html, useEffect, useRef } from "../lib.js";
 
 /** @type {Promise<any> | undefined} */
@@ -80,7 +80,7 @@ export function ScanPlot({ points, serving, rate, currency }) {
     return {
       options: {
         scales: { x: { time: false, distr: 3, log: 2 }, h: { distr: 3, range: wide }, m: { distr: 3, range: wide } },
-        axes: [{ ...axis, label: t("cost.count"), values: (/** @type {any} */ _, /** @type {any[]} */ v) => v.map((n) => n === null ? "" : compact(n)) },
+        axes: [{ ...axis, label: t("cost.count"), values: (/** @type {any} */ _, /** @type {any[]} */ v) => v.map((n) => n === null ? "" : number(n)) },
           ...(serving ? [] : [hours]), sums],
         series: [{}, ...lines, { stroke: tone("tone1"), width: 2, dash: [6, 4], scale: "m", points: { show: false } }],
         bands: serving ? [] : [{ series: [3, 2], fill: tone("tone0").replace(/rgb\((.*)\)/, "rgba($1, .12)") }],

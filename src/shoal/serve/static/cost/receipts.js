@@ -14,7 +14,7 @@ function Entry({ name, value }) {
 function Link({ link }) {
   const unknown = t("cost.unknown");
   const kwh = link.joules === null ? unknown : `${number(link.joules / 3.6e6, 4)} kWh`;
-  const stage = t(`stage.${link.kind}`);
+  const [stage, source] = [t(`stage.${link.kind}`), t(`basis.${link.energy_source}`)];
   return html`<li><h2>${stage.startsWith("stage.") ? link.kind : stage}
       <span class="tag">${t(`basis.${link.energy_basis}`)}</span></h2>
     <dl>
@@ -24,8 +24,8 @@ function Link({ link }) {
       <${Entry} name=${t("cost.work")} value=${flops(link.flops)} />
       <${Entry} name=${t("cost.peakShare")} value=${link.utilisation === null ? unknown
         : link.utilisation > 1 ? t("cost.peakDoubt") : percent(link.utilisation)} />
-      <${Entry} name=${t("cost.energy")} value=${`${kwh} (${link.energy_source})`} />
-      <${Entry} name=${t("cost.money")} value=${link.usd === null ? unknown : `${money(link.usd)} (${t(`basis.${link.price_basis}`)}, ${link.price_date})`} />
+      <${Entry} name=${t("cost.energy")} value=${html`${kwh} <small>(${source.startsWith("basis.") ? link.energy_source : source})</small>`} />
+      <${Entry} name=${t("cost.money")} value=${link.usd === null ? unknown : html`${money(link.usd)} <small>(${t(`basis.${link.price_basis}`)}, ${link.price_date})</small>`} />
     </dl>
     ${link.details.note && html`<p class="soft" lang="en">${link.details.note}</p>`}
     ${link.price_note && html`<p class="soft" lang="en">${link.price_note}</p>`}</li>`;
@@ -39,8 +39,8 @@ function Published({ run }) {
       <${Entry} name=${t("cost.deviceHoursAxis")} value=${number(run.hours)} />
       <${Entry} name=${t("cost.tokensTitle")} value=${compact(run.tokens)} />
       <${Entry} name=${t("cost.work")} value=${flops(run.flops)} />
-      <${Entry} name=${t("cost.energy")} value=${run.kwh === null ? t("cost.unknown") : `${compact(run.kwh)} kWh (${t("basis.estimated")})`} />
-      <${Entry} name=${t("cost.money")} value=${run.usd === null ? t("cost.unknown") : `${money(run.usd)} (${t("basis.estimated")}, ${run.price_date})`} />
+      <${Entry} name=${t("cost.energy")} value=${run.kwh === null ? t("cost.unknown") : html`${compact(run.kwh)} kWh <small>(${t("basis.estimated")})</small>`} />
+      <${Entry} name=${t("cost.money")} value=${run.usd === null ? t("cost.unknown") : html`${money(run.usd)} <small>(${t("basis.estimated")}, ${run.price_date})</small>`} />
     </dl>
     <p class="soft" lang="en">${run.source}</p></li>`;
 }

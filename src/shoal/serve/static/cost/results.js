@@ -79,7 +79,7 @@ export function Results({ plan, fields, rows, points, options, old, change }) {
       ${plan.utilisation.class ? ` ${t("cost.class", { name: plan.utilisation.class, share: percent(plan.utilisation.value),
         rows: plan.utilisation.rows.join(", ") })}` : ""}
       ${plan.smallest.length > 0 ? ` ${t("cost.smallest", { list: plan.smallest.slice(0, 3)
-        .map((/** @type {any} */ m) => `${m.count} x ${m.name}`).join(", ") })}` : ""}</p>
+        .map((/** @type {any} */ m) => `${m.count} × ${m.name}`).join(", ") })}` : ""}</p>
     <p class="soft">${t(serving ? "cost.leftOutService" : "cost.leftOut")}</p>
     <section><h2>${t("cost.memoryParts")}</h2><${Bar} parts=${plan.memory} whole=${plan.memory_device} show=${bytes} /></section>
     <section><h2>${t("cost.flopParts")}</h2><${Bar} parts=${plan.flops_per_token} show=${flops} /></section>
@@ -110,7 +110,7 @@ function Compare({ rows, serving, sum, fields, change }) {
   const fit = (/** @type {any} */ row) => row.fits === null ? html`<span class="maybe">?</span>`
     : row.fits ? t("cost.yes") : html`<span class="no">${t("cost.no")}</span>`;
   return html`<section><h2>${t("cost.others")}</h2>
-    <${ComparePlot} rows=${sorted.filter((row) => !row.problem)} serving=${serving} />
+    <div class="scroller" role="region" aria-label=${t("cost.others")} tabindex="0"><${ComparePlot} rows=${sorted.filter((row) => !row.problem)} serving=${serving} /></div>
     <div class="scroller"><table>
       <thead><tr><th>${t("cost.device")}</th><th class="n">${serving ? t("cost.machines") : t("cost.time")}</th>
         <th class="n">${t("cost.money")}</th><th class="n">kWh</th><th>${t("cost.memoryFits")}</th><th>${t("cost.linkBound")}</th>

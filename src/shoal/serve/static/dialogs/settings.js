@@ -116,7 +116,7 @@ export function Settings() {
             ${personas.map(({ id, name }) => html`<option value=${id} selected=${id === worn}>${name}</option>`)}
           </select>
         </label>
-        <button type="button" class="button" onClick=${() => openDialog("library", { entry: "persona", text: now.system })}>${t("library.personas")}</button>
+        <button type="button" class="button" onClick=${() => openDialog("library", { entry: "persona", text: now.system })}>${t("library.managePersonas")}</button>
       </div>
       <textarea
         ref=${node}
