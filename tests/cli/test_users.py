@@ -83,6 +83,7 @@ def test_backup_and_restore(home: Path, tmp_path: Path) -> None:
     shoal("users", "add", "ann", "--admin", "--generate")
     made = shoal("backup", str(tmp_path / "copy.sqlite"))
     assert made["users"] == 1 and Path(made["path"]).stat().st_size == made["bytes"]
+    assert shoal("users", "audit")["entries"][0]["action"] == "backup"
     shoal("users", "remove", "ann", "--yes")
     back = shoal("restore", str(tmp_path / "copy.sqlite"))
     assert Path(back["kept"]).parent == home

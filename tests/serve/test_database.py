@@ -204,6 +204,8 @@ def test_a_backup_beside_a_running_server_and_its_way_back(tmp_path: Path) -> No
     assert set(titles(place)) == {"first", "second"}
     done = restore(copy, place)
     assert titles(place) == ["first"] and copy.read_bytes() == before
+    if os.name == "posix":
+        assert stat.S_IMODE(Path(done["kept"]).stat().st_mode) == 0o600
     assert set(titles(Path(done["kept"]))) == {"first", "second"} and KEPT in done["kept"]
     assert back_up(place, copy, force=True)["chats"] == 1
     with pytest.raises(ShoalError, match="exists"):
@@ -264,6 +266,8 @@ def test_a_backup_takes_the_place_of_a_damaged_file(tmp_path: Path) -> None:
 def test_an_old_backup_comes_back_with_todays_schema(tmp_path: Path) -> None:
     old_file(tmp_path / "old.sqlite", 1)
     restore(tmp_path / "old.sqlite", tmp_path / "new" / "chats.sqlite")
+    with contextlib.closing(sqlite3.connect(tmp_path / "new" / "chats.sqlite")) as db:
+        assert schema_version(db) == len(MIGRATIONS)
     assert titles(tmp_path / "new" / "chats.sqlite") == ["Boats"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +20,7 @@ from shoal.errors import ShoalError
 from shoal.serve import accounts as accounts_module
 from shoal.serve.accounts import IDLE_SECONDS, SESSION_SECONDS, Accounts, hash_password, password_fits
 from shoal.serve.app import create_app
-from shoal.serve.caller import Caller
 from shoal.serve.database import new_id
-from shoal.serve.errors import ApiError
-from shoal.serve.ledger import Ledger
 from shoal.serve.settings import ServerSettings
 from shoal.serve.store import Store
 
@@ -254,26 +250,6 @@ def refusal(client: httpx.Client) -> httpx.Response:
         return answer
 
 
-def test_tokens_count_before_they_are_in_the_file(tmp_path: Path) -> None:
-    with opened(tmp_path / "chats.sqlite") as accounts:
-        ann = accounts.add_user("ann", PASSWORDS["ann"], admin=True)
-        accounts.set_limits(ann.id, {"tokens_a_day": 5})
-        by_key = Caller(ann.id, key_id=accounts.add_key(ann.id, "a script", tokens_a_day=5)[0])
-        ledger, go_on = Ledger(accounts), threading.Event()
-        ledger.soon(functools.partial(go_on.wait, 60))
-        ledger.check(by_key)
-        ledger.spend(by_key, "nano", 2, 3, 0.0, None, None)
-        for written in (False, True):
-            for each, whose in ((by_key, "key"), (Caller(ann.id), "user")):
-                with pytest.raises(ApiError, match=f"this {whose} has used 5 of 5 tokens"):
-                    ledger.check(each)
-            limits = accounts.user_limits(ann.id)
-            assert limits and limits.used_today == (5 if written else 0)
-            go_on.set()
-            ledger.flush()
-        ledger.close()
-
-
 def limited(ann: httpx.Client, name: str, **limits: int | None) -> dict[str, Any]:
     """Bob's row after ann, the admin, has given him limits."""
     users = "/api/admin/users"
@@ -468,6 +444,8 @@ def test_the_admin_adds_and_removes_people(
     assert carla.post("/api/session", json=sign | {"password": reset["password"]}).status_code == 204
     assert ann.patch(f"/api/admin/users/{made['id']}", json={"admin": True}).status_code == 200
     assert carla.get("/api/admin/users").status_code == 200
+    assert ann.patch(f"/api/admin/users/{made['id']}", json={"admin": False}).status_code == 200
+    assert carla.get("/api/admin/users").status_code == 403
     me = next(each for each in ann.get("/api/admin/users").json()["users"] if each["name"] == "ann")
     assert ann.delete(f"/api/admin/users/{me['id']}").status_code == 409
     assert ann.delete(f"/api/admin/users/{made['id']}").status_code == 204
@@ -484,6 +462,13 @@ def test_the_admin_adds_and_removes_people(
     assert again["id"] != made["id"], "whoever gets the name gets nothing of the other"
     assert ann.delete(f"/api/admin/users/{again['id']}").status_code == 204
     assert ann.post("/api/admin/users", json={"name": "no good name"}).status_code == 400
+    wanted = ["user_added", "password_reset", "user_made_admin", "user_made_member", "user_removed"]
+
+    def done() -> list[str]:
+        log = ann.get("/api/admin/audit?limit=500").json()["entries"]
+        return [each["action"] for each in reversed(log) if each["target"] == "carla"]
+
+    until(lambda: done() == [*wanted, "user_added", "user_removed"])
 
 
 def test_usage_is_booked_on_whoever_asked_also_when_he_left(sign_in: Open) -> None:
