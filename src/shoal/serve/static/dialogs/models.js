@@ -73,7 +73,7 @@ export function Models() {
   };
   const cut = unfinished.filter((name) => !jobs.some((job) => job.what === name && isGoing(job)));
   const row = (/** @type {import("../store.js").Model} */ each) => html`<li key=${each.id}>
-    <div><b>${each.name}</b><p>${each.error ?? sizes(each)}</p></div>
+    <div><b>${each.name}</b><p class="facts">${each.error ?? sizes(each)}</p></div>
     ${removable.includes(each.id) && sure !== each.id && html`<${IconButton} icon="trash-2" name=${t("models.remove", { name: each.name })} onClick=${() => setSure(each.id)} />`}
     ${sure === each.id && html`<button type="button" class="button danger" onClick=${() => act("DELETE", `api/models/${encodeURIComponent(each.id)}`)}>${t("models.sure")}</button>`}
   </li>`;
