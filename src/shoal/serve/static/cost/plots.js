@@ -95,7 +95,7 @@ export function ScanPlot({ points, serving, rate, currency }) {
 export function ComparePlot({ rows, serving }) {
   const make = (/** @type {any} */ uPlot, /** @type {any} */ tone) => {
     const axis = { stroke: tone("inkText"), ticks: { show: false } };
-    const names = rows.map((/** @type {any} */ row) => row.name.replace(/\s*\(.*/, "").slice(0, 13));
+    const names = rows.map((/** @type {any} */ row) => row.name.replace(/\s*[(,].*/, "").slice(0, 13));
     const high = { ...axis, scale: "y", size: 62, grid: { stroke: tone("inkLine"), width: 1 }, values: powers((v) => compact(v)) };
     return {
       options: {

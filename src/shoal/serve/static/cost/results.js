@@ -92,8 +92,7 @@ export function Results({ plan, fields, rows, points, options, old, change }) {
     ${rows && html`<${Compare} rows=${rows} serving=${serving} sum=${sum} fields=${fields} change=${change} />`}
     ${rule && html`<section><h2>${t("cost.exportRule", { rule: fields.rule })}</h2>
       <p>${device.title}: <b>${rule.name}</b> (${rule.why}). ${rule.review}</p>
-      <p class="soft">TPP ${rule.tpp === null ? "?" : number(rule.tpp)} (${rule.tpp_format}),
-        ${t("cost.density")} ${rule.performance_density === null ? "?" : number(rule.performance_density, 1)}. ${t("cost.noAdvice")}</p></section>`}
+      <p class="soft">TPP ${rule.tpp === null ? "?" : number(rule.tpp)} (${rule.tpp_format}) · ${t("cost.density")} ${rule.performance_density === null ? "?" : number(rule.performance_density, 1)}. ${t("cost.noAdvice")}</p></section>`}
     ${plan.suggestions.length > 0 && html`<section><h2>${t("cost.sizes")}</h2><ul>${plan.suggestions.map((/** @type {any} */ one) =>
       html`<li>${t("cost.size", { ratio: one.tokens_per_weight, weights: compact(one.weights), tokens: compact(one.tokens) })}</li>`)}</ul></section>`}
     <details><summary>${t("cost.working")}</summary>
