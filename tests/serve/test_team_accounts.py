@@ -29,6 +29,7 @@ from shoal.serve.settings import ServerSettings
 from shoal.serve.store import Store
 
 PASSWORD = "four odd words here"
+PAGE = {"sec-fetch-site": "same-origin"}
 BILL = {"seconds": 0.5, "joules": 2.0, "usd": 0.25}
 
 
@@ -231,6 +232,16 @@ def test_only_so_many_passwords_wait_for_their_check(accounts: Accounts, ann: Us
 # ---- through the door
 
 
+def test_without_users_there_is_no_admin_of_users(tmp_path: Path) -> None:
+    """Whoever uses the machine is its admin; that he makes users is done at its command line."""
+    door = create_app(ServerSettings(), no_models(), Store(tmp_path / "chats.sqlite"))
+    with running(door) as url, httpx.Client(base_url=url, headers=PAGE, trust_env=False, timeout=30) as page:
+        assert page.get("/api/session").json()["way"] == "open"
+        assert page.post("/api/admin/users", json={"name": "eve", "admin": True}).status_code == 409
+        assert page.get("/api/admin/audit").status_code == 409
+        assert not door.accounts.on
+
+
 def test_a_session_in_use_stays_and_the_log_comes_in_pages(tmp_path: Path) -> None:
     door = create_app(ServerSettings(), no_models(), Store(tmp_path / "chats.sqlite"))
     accounts = door.accounts
@@ -241,14 +252,14 @@ def test_a_session_in_use_stays_and_the_log_comes_in_pages(tmp_path: Path) -> No
         [(time.time(),)] * 501,
     )
     accounts._db.execute("UPDATE sessions SET used_at = used_at - 1000")
-    headers = {"sec-fetch-site": "same-origin", "cookie": f"shoal_session={token}"}
+    headers = PAGE | {"cookie": f"shoal_session={token}"}
     with (
         running(door) as url,
         httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=30) as page,
     ):
         pages = [page.get(f"/api/admin/audit?limit={n}").json()["entries"] for n in (2, 9999)]
         assert [len(entries) for entries in pages] == [2, 500]
-        wait_for(lambda: not (accounts.session_owner(token) or (0, 0, True))[2])
+        wait_for(lambda: accounts.users()[0]["seen_at"] > time.time() - 500)
         wrong = page.post("/api/account/password", json={"old": "not hers", "new": "four other odd words"})
         assert wrong.status_code == 401
         wait_for(lambda: accounts.audit(limit=1)[0]["action"] == "password_refused")

@@ -215,9 +215,9 @@ def limit(
         found = accounts.user_limits(user.id)
     assert found is not None
     a_day, at_once = (
-        f"{value:,}" if value else "any number" for value in (found.tokens_a_day, found.parallel)
+        f"{value:,}" if value else "any number of" for value in (found.tokens_a_day, found.parallel)
     )
-    line = f"{user.name}: {a_day} of tokens a day ({found.used_today:,} used today), {at_once} of answers at once"
+    line = f"{user.name}: {a_day} tokens a day, {found.used_today:,} used; {at_once} answers at once"
     _show({"name": user.name, **asdict(found)}, as_json, line)
 
 
