@@ -43,6 +43,25 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield url
 
 
+def seen_by_a_member(browser: Any, server: str, name: str, password: str) -> None:
+    """Who is no admin is offered nothing that only admins may do."""
+    context = browser.new_context(service_workers="block", locale="en-US")
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(server)
+    page.fill("[name=name]", name)
+    page.fill("[name=password]", password)
+    page.press("[name=password]", "Enter")
+    page.click("[aria-haspopup=menu][aria-label^='Model']")
+    page.wait_for_selector(".menu [role^=menuitem]")
+    assert page.locator(".menu .link").count() == 0
+    page.keyboard.press("Escape")
+    page.click(f".foot [aria-label='{name}']")
+    page.wait_for_selector("dialog >> text=Sign out")
+    assert page.locator("dialog >> text=People").count() == 0
+    context.close()
+
+
 def test_from_the_sign_in_to_the_way_out(server: str, browser: Any, axe: str) -> None:
     context = browser.new_context(
         service_workers="block", locale="en-US", viewport={"width": 1200, "height": 900}
@@ -110,6 +129,7 @@ def test_from_the_sign_in_to_the_way_out(server: str, browser: Any, axe: str) ->
         "document.querySelector('dialog').scrollWidth <= document.querySelector('dialog').clientWidth"
     )
     page.set_viewport_size({"width": 1200, "height": 900})
+    seen_by_a_member(browser, server, "田中", secret)
     page.click("dialog [aria-label='Remove: 田中']")
     page.click("dialog [aria-label='Delete with all chats: 田中']")
     page.wait_for_selector("dialog .people >> text=田中", state="detached")
