@@ -228,7 +228,7 @@ def test_restore_signs_everybody_out(tmp_path: Path) -> None:
     accounts.close()
 
 
-@pytest.mark.parametrize("what", ["absent", "text", "other", "newer", "cut", "empty"])
+@pytest.mark.parametrize("what", ["absent", "text", "other", "newer", "cut", "empty", "overwritten"])
 def test_what_cannot_be_restored_changes_nothing(tmp_path: Path, what: str) -> None:
     place, bad = tmp_path / "chats.sqlite", tmp_path / "bad.sqlite"
     filled(place, "kept").close()
@@ -241,11 +241,13 @@ def test_what_cannot_be_restored_changes_nothing(tmp_path: Path, what: str) -> N
         db.executescript("CREATE TABLE t (a); PRAGMA user_version = 2;" if what == "other" else
                          "CREATE TABLE chats (a); CREATE TABLE messages (a); PRAGMA user_version = 999;")  # fmt: skip
         db.close()
-    elif what == "cut":
+    elif what in ("cut", "overwritten"):
         store = filled(tmp_path / "whole.sqlite", "x" * 200_000)
         store.close()
         back_up(tmp_path / "whole.sqlite", bad)
-        bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2 // 4096 * 4096])
+        whole, middle = bad.read_bytes(), bad.stat().st_size // 2 // 4096 * 4096
+        rest = b"\xff" * 4096 + whole[middle + 4096 :] if what == "overwritten" else b""
+        bad.write_bytes(whole[:middle] + rest)
     with pytest.raises(
         ShoalError, match={"absent": "no file", "newer": "newer"}.get(what, "no file of chats|damaged")
     ):
