@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from shoal.engine.chat import stream_chat
+from shoal.engine.constrain import AnswerRules, closing_ids, rules_for
 from shoal.engine.open import OpenedModel, open_model
-from shoal.engine.types import SamplingParams
+from shoal.engine.types import Delta, Request, SamplingParams
 from shoal.model import registry
 
 QUESTION = [{"role": "user", "content": "Calculate 13 + 8."}]
@@ -45,6 +48,36 @@ def test_a_thought_is_cut_at_its_budget_and_the_answer_still_comes(smollm2: Open
     reasoning, content = answer(smollm2, thinking=True, budget=3)
     whole, _ = answer(smollm2, thinking=True)
     assert whole.startswith(reasoning) and len(reasoning) < len(whole) and content
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_answer_does_not_end_inside_its_thought(smollm2: OpenedModel, seed: int) -> None:
+    """Where the model would end, in the middle of a thought that it takes for the answer, the thought is closed."""
+    thought: list[int] = []
+
+    class Ends:
+        """The rules of the answer, behind a model that wants to end after five tokens of its thought."""
+
+        def __init__(self, rules: AnswerRules):
+            self.rules = rules
+
+        def __call__(self, answer_ids: Sequence[int], logits: NDArray[Any]) -> None:
+            self.rules.wants(answer_ids)
+            if self.rules.thinking and len(answer_ids) >= 5:
+                thought.append(len(answer_ids))
+                logits[smollm2.protocol.stop_ids[0]] = logits.max() + 1
+            self.rules(answer_ids, logits)
+
+    rendered = smollm2.protocol.render(QUESTION, thinking=True)
+    rules = rules_for(smollm2.protocol, rendered.starts_in, thinking=True)
+    assert rules is not None
+    params = SamplingParams(temperature=1, seed=seed, max_tokens=60)
+    request = Request(rendered.ids, params, adapter=smollm2.adapter_for(True), logits_hook=Ends(rules))
+    events = list(smollm2.engine.submit(request))
+    text = "".join(event.text for event in events if isinstance(event, Delta))
+    said, mark, answered = text.partition("</think>")
+    assert mark and answered.strip() and said.strip()
+    assert len(thought) == len(closing_ids(smollm2.protocol)), "it is closed at once"
 
 
 def test_without_thinking_the_base_answers_as_ever(smollm2: OpenedModel) -> None:

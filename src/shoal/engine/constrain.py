@@ -322,11 +322,14 @@ class AnswerRules:
         grammar: Grammar | None = None,
         must_open: bool = False,
         close_text: str = "",
+        end_ids: Sequence[int] = (),
     ):
-        """close_text: what ends a thought where that is ordinary text."""
+        """close_text: what ends a thought where that is ordinary text. end_ids: tokens that would end the answer in the
+        middle of such a thought; they end the thought instead."""
         self._tokenizer, (self._open_id, self._close_id) = tokenizer, marks
         self._close_text = close_text.encode()
         self._closing = _closing(tokenizer, self._close_id, close_text)
+        self._end_ids = list(end_ids) if self._closing else []
         self._forced: list[int] = []
         self._thinking, self._left = thinking, budget
         self._grammar = grammar
@@ -354,18 +357,22 @@ class AnswerRules:
         for token_id in answer_ids[self._seen :]:
             self._take(token_id)
         self._seen = len(answer_ids)
-        return self._must_open or self._holds() or self._closes()
+        return self._must_open or self._holds() or self._closes() or (self._thinking and bool(self._end_ids))
 
     def __call__(self, answer_ids: Sequence[int], logits: NDArray[Any]) -> None:
         if not self.wants(answer_ids):
             return
+        if self._thinking and self._end_ids:
+            self._close_now |= int(logits.argmax()) in self._end_ids
+            logits[self._end_ids] = -np.inf
         if self._must_open or self._closes():
             if self._thinking and not self._forced:
                 self._forced = list(self._closing)
             logits[:] = -np.inf
             logits[self._forced[0] if self._thinking else self._open_id] = 0.0
             return
-        assert self._grammar is not None
+        if self._grammar is None:
+            return
         if self._thinking:  # the answer is still to come: neither its end nor a mark that leaves the thought
             marks = self._tokenizer.special_ids.union(self._grammar.end_ids) - {self._close_id}
             logits[list(marks)] = -np.inf
@@ -465,6 +472,7 @@ def rules_for(
         grammar=grammar,
         must_open=will_open and grammar is not None and grammar.constraint.trigger is None,
         close_text=close_text,
+        end_ids=protocol.stop_ids if close_text else (),
     )
 
 
