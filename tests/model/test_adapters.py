@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from shoal.cli.main import app
 from shoal.errors import ShoalError
 from shoal.model import adapters, registry
 from shoal.model.adapters import Adapter, adaptable, load_adapter, merge, new_esft, new_lora
@@ -195,6 +198,43 @@ def peft_made(tmp_path: Path, network: CausalLM, options: dict[str, Any], their_
 
 
 # ---- ESFT
+
+
+def test_two_adapters_of_one_shape_are_averaged(tmp_path: Path, make_network: Make) -> None:
+    network = make_network("v3")
+    pair = [trained(network, seed=seed) for seed in (1, 2)]
+    for name, adapter in zip("ab", pair, strict=True):
+        adapter.save(tmp_path / name, network.config, bfloat16=False, files={"receipt.json": f'"{name}"'})
+    result = CliRunner().invoke(
+        app,
+        [
+            "tune",
+            "average",
+            *(str(tmp_path / x) for x in "ab"),
+            "--out",
+            str(tmp_path / "c"),
+            "--weight",
+            "0.25",
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    mean = adapter_files.read_factors(tmp_path / "c", network.config)
+    first, second = (adapter.arrays() for adapter in pair)
+    assert mean.keys() == first.keys()
+    for module, found in mean.items():
+        for half in ("a", "b"):
+            wanted = 0.75 * getattr(first[module], half) + 0.25 * getattr(second[module], half)
+            np.testing.assert_allclose(getattr(found, half), wanted, rtol=1e-6, atol=1e-7)
+        assert found.scale == second[module].scale
+    assert (tmp_path / "c" / "receipt.json").read_text() == '"b"'
+    again = CliRunner().invoke(
+        app, ["tune", "average", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c")]
+    )
+    assert isinstance(again.exception, ShoalError) and "there already" in str(again.exception)
+    trained(network, ["o_proj"]).save(tmp_path / "d", network.config)
+    with pytest.raises(ShoalError, match="differ in"):
+        adapter_files.average(tmp_path / "a", tmp_path / "d", tmp_path / "e", 0.5)
+    assert not (tmp_path / "e").exists()
 
 
 def test_esft_trains_the_chosen_experts_only(tmp_path: Path, make_network: Make, logits: Logits) -> None:

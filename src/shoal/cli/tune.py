@@ -131,6 +131,27 @@ def dpo(
     start("dpo", context, recipe, run, resume, adapter, dry_run, seconds, as_json)
 
 
+@app.command("average")
+def average(
+    first: Path = typer.Argument(..., help="An adapter."),
+    second: Path = typer.Argument(..., help="One that was trained on from it."),
+    out: Path = typer.Option(..., metavar="FOLDER", help="Where the average goes."),
+    weight: float = typer.Option(0.5, min=0.0, max=1.0, help="Share of the second."),
+) -> None:
+    """Average two adapters of one base: often as good as the second at what it learnt and as the first at the rest.
+
+    Examples:
+
+      shoal tune average runs/think-sft/adapter runs/think/adapter --out runs/think-half
+    """
+    from shoal.model.checkpoint import adapter_files
+
+    if out.exists():
+        raise ShoalError(f"{out} is there already", hint="Choose another name, or remove it first.")
+    adapter_files.average(first, second, out, weight)
+    typer.echo(f"shoal chat {out}")
+
+
 @app.command("traces", context_settings=SETTINGS)
 def traces(
     context: typer.Context,

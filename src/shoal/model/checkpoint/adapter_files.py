@@ -311,6 +311,35 @@ def write_esft(
     _write(Path(folder), values, [_entry(name, v, bfloat16) for name, v in experts.items()], files or {})
 
 
+def average(first: str | Path, second: str | Path, out: str | Path, weight: float) -> None:
+    """Write the adapter `(1 - weight) * first + weight * second`, tensor by tensor, with the receipt of `second`.
+
+    Of use where `second` was trained on from `first`: half-way it often keeps what the first could and has most of what
+    the second learnt (2109.01903). Raises ShoalError where the two are not the same kind, shape and base.
+    """
+    first, second = Path(first), Path(second)
+    values: list[dict[str, Any]] = []
+    for folder in (first, second):
+        read_config(folder)  # refuses what is not read here
+        values.append(json.loads(read_text(folder / CONFIG)))
+    headers = [safetensors_io.read_header(folder / WEIGHTS)[0] for folder in (first, second)]
+    shapes = [{name: info.shape for name, info in header.items()} for header in headers]
+    differ = sorted(k for k in values[0] | values[1] if values[0].get(k) != values[1].get(k))
+    if differ or shapes[0] != shapes[1]:
+        what = ", ".join(differ) or "their tensors"
+        raise ShoalError(
+            f"{first} and {second} cannot be averaged: they differ in {what}",
+            hint="Average an adapter with one that was trained on from it.",
+        )
+    entries = []
+    for name, info in headers[1].items():
+        mean = (1 - weight) * _floats(headers[0][name]) + weight * _floats(info)
+        entries.append(_entry(name, mean.astype(np.float32), info.dtype == "BF16"))
+    receipt = second / "receipt.json"
+    files = {"receipt.json": read_text(receipt)} if receipt.exists() else {}
+    _write(Path(out), values[1], entries, files)
+
+
 def read_experts(folder: str | Path, base: ModelConfig) -> dict[str, Floats]:
     """The experts of an ESFT folder: name on disk -> matrix, checked against the base's shapes."""
     folder, shapes, found = Path(folder), parameter_shapes(base), {}
