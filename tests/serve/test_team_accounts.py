@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from tests.apart import run_apart
 from tests.serve.conftest import running, wait_for
 from tests.serve.test_tls import no_models
 
@@ -224,7 +225,7 @@ def test_only_so_many_passwords_wait_for_their_check(accounts: Accounts, ann: Us
             await asyncio.gather(*asked, api._checked("ann", PASSWORD, "::1"), return_exceptions=True)
         )
 
-    *told, late, _ = asyncio.run(flood())
+    *told, late, _ = run_apart(flood())
     assert told == [None] * MAX_WAITING and isinstance(late, ApiError) and late.status == 429
     api._slow.shutdown()
 
