@@ -124,7 +124,7 @@ NATIVE = pytest.param("native", marks=needs_native)
 def test_rewards_rise_and_everything_is_there_to_read(
     tmp_path: Path, base: Base, kind: str, adapter: str, rollout: str
 ) -> None:
-    path = recipe_file(tmp_path, base(kind), steps=40, lr=0.02 if adapter == "lora" else 0.003, num_generations=8,
+    path = recipe_file(tmp_path, base(kind), steps=50, lr=0.02 if adapter == "lora" else 0.003, num_generations=8,
                        adapter={"kind": adapter, "r": 4, "lora_alpha": 8}, loss_type="dr_grpo",
                        rollout=rollout)  # fmt: skip
     outcome = run(path, tmp_path / "run")
@@ -133,12 +133,12 @@ def test_rewards_rise_and_everything_is_there_to_read(
     rewards = [line["reward"] for line in log]
     assert sum(rewards[-5:]) / 5 > 2 * sum(rewards[:5]) / 5 + 0.02, rewards
     for name in ("pass_at_1", "completion_length", "entropy", "skipped_share", "usd", "level"):
-        assert all(name in line for line in log)
+        assert all(name in line for line in log if line["skipped_share"] < 1)
     assert all(line["rollout_tokens_per_second"] > 0 for line in log)
     difference = max(line["logprob_difference"] for line in log if "logprob_difference" in line)
     assert difference < 1e-5 if rollout == "torch" else 1e-4 < difference < 0.1
     samples = [json.loads(text) for text in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    assert [s["step"] for s in samples] == list(range(1, 41)) and len(samples[0]["completions"]) == 8
+    assert [s["step"] for s in samples] == list(range(1, 51)) and len(samples[0]["completions"]) == 8
     page = (tmp_path / "run" / "board.html").read_text()
     assert "Held-out questions" in page and "refresh" not in page and "<svg" in page
     assert outcome.measures["grpo"]["questions"] == 4
