@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK_BYTES = 8 * 2**20  # of fp32 logits
+from shoal.ops.logit_chunks import cached_rows, logit_chunks
+
 Direction = Literal["forward", "reverse"]
 
 
@@ -47,26 +48,26 @@ class _LinearKL(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_TD) if need_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if need_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden_TD.device)
-        chunk = max(64, _CHUNK_BYTES // (4 * weight_VD.shape[0]))
-        for start in range(0, hidden_TD.shape[0], chunk):
-            part = slice(start, start + chunk)
-            hidden = hidden_TD[part]
-            student = (F.linear(hidden, weight_VD).float() / temperature).log_softmax(-1)
-            teacher = (F.linear(teacher_TE[part], teacher_VE).float() / temperature).log_softmax(-1)
-            if direction == "forward":
-                p = teacher.exp()
-                loss += (p * (teacher - student)).sum()
-                grad = student.exp_().sub_(p)  # of the student's logits
-            else:
-                p, ratio = student.exp(), student - teacher
-                kl = (p * ratio).sum(-1, keepdim=True)
-                loss += kl.sum()
-                grad = p.mul_(ratio.sub_(kl))
-            grad = grad.mul_(temperature).to(hidden.dtype)  # squared, over the temperature of the logits
+        for chunk, logits in logit_chunks(hidden_TD, weight_VD):
+            taught_CV = F.linear(teacher_TE[chunk], teacher_VE)
+            for part, rows in cached_rows(chunk, logits):
+                known = taught_CV[part.start - chunk.start : part.stop - chunk.start]
+                student = (rows.float() / temperature).log_softmax(-1)
+                teacher = (known.float() / temperature).log_softmax(-1)
+                if direction == "forward":
+                    p = teacher.exp()
+                    loss += (p * (teacher - student)).sum()
+                    grad = student.exp_().sub_(p)  # of the student's logits
+                else:
+                    p, ratio = student.exp(), student - teacher
+                    kl = (p * ratio).sum(-1, keepdim=True)
+                    loss += kl.sum()
+                    grad = p.mul_(ratio.sub_(kl))
+                rows.copy_(grad.mul_(temperature))  # squared, over the temperature of the logits
             if grad_hidden is not None:
-                grad_hidden[part] = grad @ weight_VD
+                grad_hidden[chunk] = logits @ weight_VD
             if grad_weight is not None:
-                grad_weight += grad.t() @ hidden
+                grad_weight += logits.t() @ hidden_TD[chunk]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight_VD.dtype
         return loss * temperature**2

@@ -158,17 +158,18 @@ class _Place:
     """Flat place of each position of a padded [G, L]; None without any completion token."""
     real: Tensor
     """Which positions of the padded one, flat, are tokens."""
+    seen_LS: Tensor
+    """[L, P + L] bool; made once for all layers."""
 
 
-def _causal(q_GLNH: Tensor, k_GSKH: Tensor, v_GSKV: Tensor, scale: float) -> Tensor:
-    """Attention of the last L of S positions."""
+def _causal(
+    q_GLNH: Tensor, k_GSKH: Tensor, v_GSKV: Tensor, scale: float, seen_LS: Tensor | None = None
+) -> Tensor:
+    """Attention of the last L of S positions; `seen_LS` says which they see where L is less than S."""
     if row_attention.suits(q_GLNH, k_GSKH):
         return row_attention.row_attention(q_GLNH, k_GSKH, v_GSKV, scale)
-    length, keys = q_GLNH.shape[1], k_GSKH.shape[1]
-    if length == keys:
-        return attention.attention(q_GLNH, k_GSKH, v_GSKV, scale, causal=True)
-    seen_LS = torch.ones(length, keys, dtype=torch.bool, device=q_GLNH.device).tril(keys - length)
-    return attention.attention(q_GLNH, k_GSKH, v_GSKV, scale, mask=seen_LS[None, None])
+    mask = None if seen_LS is None else seen_LS[None, None]
+    return attention.attention(q_GLNH, k_GSKH, v_GSKV, scale, mask=mask, causal=mask is None)
 
 
 class GroupsContext(TokenContext):
@@ -190,12 +191,14 @@ class GroupsContext(TokenContext):
                 end - 1
             )
             real = (column_L < limit_G1).flatten().nonzero()[:, 0]
+            seen = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt)
             self._places.append(
                 _Place(
                     slice(start, first),
                     end,
                     padded.to(device) if longest else None,
                     real.to(device),
+                    seen.to(device),
                 )
             )
             start = end
@@ -220,7 +223,7 @@ class GroupsContext(TokenContext):
             )
             k_GSKH = torch.cat([k.expand(rows[0], *k.shape), own_k], 1)
             v_GSKH = torch.cat([v.expand(rows[0], *v.shape), own_v], 1)
-            out = _causal(q_GLNH, k_GSKH, v_GSKH, scale)
+            out = _causal(q_GLNH, k_GSKH, v_GSKH, scale, place.seen_LS)
             parts.append(out.flatten(0, 1).index_select(0, place.real))
         return torch.cat(parts)
 

@@ -84,7 +84,6 @@ class GrpoStage(OptimizerRecipe, ScheduleRecipe):
     max_grad_norm: float = knob(1.0, "clip the gradient's norm to this; 0: never")
     warmup_steps: int = knob(5, "steps of linear warm-up", unit="steps")
     warmdown_fraction: float = knob(0.0, "wsd: last share of the steps over which rates fall")
-
     average_fraction: float = knob(0.0, "last share of the steps whose weights are averaged into the result")
 
     trains_all_weights = False  # settled when the recipe is loaded

@@ -41,7 +41,7 @@ function Person({ user, act }) {
     html`<button type="button" class="button" aria-label=${`${words}: ${user.name}`} onClick=${run}>${words}</button>`;
   return html`<li>
     <div><b>${user.name}</b>${user.admin && html`<span class="badge">${t("team.admin")}</span>`}<p>${about}</p></div>
-    <div class="buttons">
+    <div class="buttons start">
       ${sure
         ? [button(t("action.cancel"), () => setSure(false)), button(t("team.reallyRemove"), () => act(() => call("DELETE", path)))]
         : [
